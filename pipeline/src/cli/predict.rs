@@ -1,0 +1,167 @@
+//! `tonearm predict`
+
+use std::{
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use tonearm_models::repository;
+use tonearm_schemas::{
+    manifest::Manifest,
+    prediction::{Prediction, Source},
+};
+use tonearm_stages::infer::{Model, TorchScript};
+
+use super::{CommandError, CommandResult, Global, flag, paint};
+use crate::{
+    config::Config,
+    run::Lease,
+    telemetry::log,
+    track::{Tagger, Track},
+    workers::{CloseOnDrop, Pool, Task},
+};
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    tonearm predict song.mp3\n  \
+    tonearm predict --json --windows --labels all *.flac > predictions.jsonl\n  \
+    tonearm predict --model vgg-msd@1.0.0 song.m4a\n\n\
+    A file that cannot be predicted is named on standard error, and the exit code is 1.")]
+pub struct PredictArgs {
+    /// Audio files
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// One JSON object per line, schema tonearm.prediction/1
+    #[arg(long)]
+    json: bool,
+    /// With the scores of every window
+    #[arg(long)]
+    windows: bool,
+    /// How many labels, best first, or all
+    #[arg(long, value_name = "K|all")]
+    labels: Option<String>,
+    /// Model, by name or name@version
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// auto or float32
+    #[arg(long, value_name = "P")]
+    precision: Option<String>,
+    /// CPU threads
+    #[arg(long, value_name = "N")]
+    workers: Option<u32>,
+}
+
+pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
+    let (model, version) = match args.model.as_deref().map(|model| model.split_once('@').unwrap_or((model, ""))) {
+        Some((name, version)) => (Some(name), Some(version)),
+        None => (None, None),
+    };
+    let config = global.config([
+        flag("model.name", "--model", model),
+        flag("model.version", "--model", version),
+        flag("model.precision", "--precision", args.precision.as_ref()),
+        flag("output.labels", "--labels", args.labels.as_ref()),
+        flag("output.windows", "--windows", args.windows.then_some(true)),
+        flag("runtime.workers", "--workers", args.workers),
+    ])?;
+    log::init(if global.log.is_some() { &config.log.level } else { "error" }, config.log.json);
+    let (model, manifest) = load(&config)?;
+    let tagger = Tagger::new(model, manifest, config.output, config.limits);
+
+    let bar = ProgressBar::hidden();
+    if args.files.len() > 1 && std::io::stderr().is_terminal() {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
+        bar.set_length(args.files.len() as u64);
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} files, {elapsed} ({eta} left)") {
+            bar.set_style(style);
+        }
+    }
+    let printer = Mutex::new(Printer { next: 0, waiting: Vec::new(), failed: false, json: args.json, bar: &bar });
+
+    let pool = Pool::new();
+    std::thread::scope(|scope| {
+        let close = CloseOnDrop(&pool);
+        for _ in 0..config.runtime.workers.get() {
+            scope.spawn(|| pool.work());
+        }
+        for (index, file) in args.files.iter().enumerate() {
+            let (tagger, printer) = (&tagger, &printer);
+            let task: Task<'_> = Box::new(move |pool| {
+                let name = file.display().to_string();
+                let result = std::fs::read(file)
+                    .map_err(|e| format!("{name}: cannot be read: {e}"))
+                    .and_then(|bytes| predict(tagger, pool, &name, &bytes));
+                printer.lock().unwrap_or_else(PoisonError::into_inner).print(index, result);
+            });
+            pool.submit(task);
+        }
+        drop(close);
+    });
+    bar.finish_and_clear();
+    drop(pool);
+    let failed = printer.into_inner().unwrap_or_else(PoisonError::into_inner).failed;
+    if failed { Err(CommandError::Said) } else { Ok(()) }
+}
+
+/// Loads the configured model.
+pub fn load(config: &Config) -> Result<(Arc<dyn Model>, Manifest), CommandError> {
+    let found = repository::find(&config.models_dir, &config.model).map_err(CommandError::failed)?;
+    let model = TorchScript::load(&found.file(), &found.manifest, config.precision).map_err(CommandError::failed)?;
+    Ok((Arc::new(model), found.manifest))
+}
+
+fn predict<'env>(tagger: &Tagger, pool: &Pool<'env>, name: &str, bytes: &[u8]) -> Result<Prediction, String> {
+    let track = Track {
+        bytes,
+        content_type: None,
+        id: name.to_owned(),
+        key: None,
+        source: Source::File { file: name.to_owned() },
+        received: Instant::now(),
+    };
+    tagger.predict(pool, track, &Lease::default()).map_err(|reject| format!("{name}: {reject}"))
+}
+
+/// Prints results in the order of the arguments, as soon as those before them are printed.
+struct Printer<'a> {
+    next: usize,
+    waiting: Vec<(usize, Result<Prediction, String>)>,
+    failed: bool,
+    json: bool,
+    bar: &'a ProgressBar,
+}
+
+impl Printer<'_> {
+    fn print(&mut self, index: usize, result: Result<Prediction, String>) {
+        self.bar.inc(1);
+        self.waiting.push((index, result));
+        while let Some(at) = self.waiting.iter().position(|(index, _)| *index == self.next) {
+            let (_, result) = self.waiting.swap_remove(at);
+            self.next += 1;
+            self.bar.suspend(|| self.print_one(&result));
+        }
+    }
+
+    fn print_one(&mut self, result: &Result<Prediction, String>) {
+        match result {
+            Ok(prediction) => {
+                let mut out = std::io::stdout().lock();
+                let written = if self.json {
+                    serde_json::to_writer(&mut out, prediction).map_err(Into::into).and_then(|()| writeln!(out))
+                } else {
+                    write!(out, "{}", paint::prediction(prediction))
+                };
+                // A reader that went away, such as `head`, has all it wants.
+                self.failed |= written.is_err();
+            }
+            Err(message) => {
+                self.failed = true;
+                eprintln!("tonearm: {message}");
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! `tonearm run`
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use clap::Args;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::{CommandError, CommandResult, Global, flag, predict::load};
+use crate::{
+    run,
+    telemetry::{
+        admin::{self, Health},
+        log, metrics,
+    },
+    track::Tagger,
+};
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    tonearm run\n  \
+    tonearm run --brokers kafka-1:9092,kafka-2:9092 --group taggers --instance tagger-7\n  \
+    tonearm run --config /etc/tonearm.toml\n\n\
+    SIGTERM or Ctrl-C finishes what is being worked on, commits and leaves the group; a second one stops at once.")]
+pub struct RunArgs {
+    /// Consumer group
+    #[arg(long, value_name = "ID")]
+    group: Option<String>,
+    /// Name of this process within its group, the same after a restart
+    #[arg(long, value_name = "ID")]
+    instance: Option<String>,
+    /// Model, by name or name@version
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// CPU threads
+    #[arg(long, value_name = "N")]
+    workers: Option<u32>,
+}
+
+pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
+    let (model, version) = match args.model.as_deref().map(|model| model.split_once('@').unwrap_or((model, ""))) {
+        Some((name, version)) => (Some(name), Some(version)),
+        None => (None, None),
+    };
+    let config = global.config([
+        flag("kafka.group_id", "--group", args.group.as_ref()),
+        flag("kafka.instance_id", "--instance", args.instance.as_ref()),
+        flag("model.name", "--model", model),
+        flag("model.version", "--model", version),
+        flag("runtime.workers", "--workers", args.workers),
+    ])?;
+    log::init(&config.log.level, config.log.json);
+
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // The first signal sets the flag; with the flag set, the next one ends the process.
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+            .map_err(|e| CommandError::Failed(format!("signal {signal} cannot be handled: {e}")))?;
+    }
+
+    let metrics = metrics::install(&config.model.to_string()).map_err(CommandError::failed)?;
+    let health = Health::default();
+    let admin = match config.admin_listen {
+        Some(address) => Some(admin::serve(address, metrics, health.clone()).map_err(CommandError::failed)?),
+        None => None,
+    };
+
+    let (model, manifest) = load(&config)?;
+    tracing::info!(
+        model = manifest.name,
+        version = %manifest.version,
+        precision = model.precision().as_str(),
+        "model is warm"
+    );
+    health.model_warm.store(true, Ordering::Relaxed);
+    let tagger = Arc::new(Tagger::new(model, manifest, config.output, config.limits));
+    let result = run::run(&config, &tagger, &health, &stop).map_err(CommandError::failed);
+    if let Some(admin) = admin {
+        admin.shutdown_background();
+    }
+    result
+}

@@ -1,0 +1,122 @@
+//! `tonearm tail`
+
+use std::{
+    io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use clap::Args;
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    message::{BorrowedMessage, Headers},
+};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use tonearm_schemas::{prediction::Prediction, reject::header};
+
+use super::{CommandError, CommandResult, Global, paint};
+use crate::{
+    config::Config,
+    kafka::{self, Logged},
+    telemetry::log,
+};
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    tonearm tail\n  \
+    tonearm tail --from-beginning --count 10\n  \
+    tonearm tail --json | jq .labels[0]")]
+pub struct TailArgs {
+    /// The predictions as they are in the topic, one per line; no rejects
+    #[arg(long)]
+    json: bool,
+    /// Start with the oldest instead of the next
+    #[arg(long)]
+    from_beginning: bool,
+    /// End after this many predictions and rejects
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+}
+
+pub fn main(global: &Global, args: &TailArgs) -> CommandResult {
+    let config = global.config([])?;
+    log::init(if global.log.is_some() { &config.log.level } else { "warn" }, config.log.json);
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(CommandError::failed)?;
+    }
+
+    let topics: &[&str] =
+        if args.json { &[&config.topics.predictions] } else { &[&config.topics.predictions, &config.topics.rejected] };
+    let start = if args.from_beginning { Offset::Beginning } else { Offset::End };
+    let consumer = follow(&config, topics, start)?;
+    let mut left = args.count.unwrap_or(u64::MAX);
+    while left > 0 && !stop.load(Ordering::Relaxed) {
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) => {
+                let text = if args.json { json(&message) } else { pretty(&config, &message) };
+                if std::io::stdout().lock().write_all(text.as_bytes()).is_err() {
+                    // A reader that went away, such as `head`, has all it wants.
+                    return Ok(());
+                }
+                left -= 1;
+            }
+            Some(Err(error)) => kafka::log_error(&error, "still reading"),
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// A consumer of all partitions of `topics`, outside any group, that sees what is committed.
+pub fn follow(config: &Config, topics: &[&str], start: Offset) -> Result<BaseConsumer<Logged>, CommandError> {
+    let mut client = kafka::client_config(&config.kafka);
+    client
+        // librdkafka wants a name; without subscriptions and commits no group comes of it.
+        .set("group.id", "tonearm-tail")
+        .set("enable.auto.commit", "false")
+        .set("isolation.level", "read_committed")
+        .set("fetch.wait.max.ms", "50")
+        .set("receive.message.max.bytes", (config.limits.max_record_bytes + (64 << 20)).to_string());
+    let consumer: BaseConsumer<Logged> =
+        kafka::with_properties(client, &config.kafka).create_with_context(Logged).map_err(CommandError::failed)?;
+    let mut assignment = TopicPartitionList::new();
+    for topic in topics {
+        let partitions = kafka::partitions(consumer.client(), &config.kafka, topic).map_err(CommandError::failed)?;
+        for partition in 0..partitions {
+            assignment.add_partition_offset(topic, partition as i32, start).map_err(CommandError::failed)?;
+        }
+    }
+    consumer.assign(&assignment).map_err(CommandError::failed)?;
+    Ok(consumer)
+}
+
+fn json(message: &BorrowedMessage<'_>) -> String {
+    format!("{}\n", String::from_utf8_lossy(message.payload().unwrap_or_default()))
+}
+
+/// A prediction or reject for people.
+pub fn pretty(config: &Config, message: &BorrowedMessage<'_>) -> String {
+    if message.topic() == config.topics.predictions {
+        match serde_json::from_slice::<Prediction>(message.payload().unwrap_or_default()) {
+            Ok(prediction) => paint::prediction(&prediction),
+            Err(e) => format!("{} {}: not a prediction: {e}\n", message.partition(), message.offset()),
+        }
+    } else {
+        let header = |name: &str| {
+            let headers = message.headers()?;
+            let found = headers.iter().filter(|header| header.key == name).last()?;
+            Some(String::from_utf8_lossy(found.value?).into_owned())
+        };
+        let key = message.key().map(|key| String::from_utf8_lossy(key).into_owned());
+        paint::reject(
+            &key.unwrap_or_else(|| format!("partition {} offset {}", message.partition(), message.offset())),
+            &header(header::CLASS).unwrap_or_default(),
+            &header(header::MESSAGE).unwrap_or_default(),
+        )
+    }
+}

@@ -1,0 +1,384 @@
+//! Configuration: what the user wrote (`layers`) → checked here, all problems at once → what the program uses.
+
+mod layers;
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+
+use semver::Version;
+use serde::Deserialize;
+use tonearm_models::repository::ModelRef;
+use tonearm_stages::infer::Precision;
+
+pub use layers::{Layers, Override};
+
+/// The commented file of all options, compiled in.
+pub const DEFAULTS: &str = include_str!("../../../tonearm.toml");
+
+/// Everything wrong with the configuration, one sentence each.
+#[derive(Debug, thiserror::Error)]
+pub struct ConfigError {
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.problems.as_slice() {
+            [problem] => f.write_str(problem),
+            problems => {
+                write!(f, "the configuration has {} problems:", problems.len())?;
+                problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+            }
+        }
+    }
+}
+
+/// The checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub kafka: Kafka,
+    pub topics: Topics,
+    pub model: ModelRef,
+    pub precision: Precision,
+    pub models_dir: PathBuf,
+    pub output: Output,
+    pub limits: Limits,
+    pub runtime: Runtime,
+    /// None: no admin port.
+    pub admin_listen: Option<SocketAddr>,
+    pub log: Log,
+}
+
+#[derive(Clone, Debug)]
+pub struct Kafka {
+    pub brokers: String,
+    pub group_id: String,
+    pub instance_id: String,
+    pub group_protocol: GroupProtocol,
+    /// Passed to librdkafka as they are.
+    pub properties: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GroupProtocol {
+    Consumer,
+    Classic,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Topics {
+    pub audio: String,
+    pub pcm: String,
+    pub features: String,
+    pub predictions: String,
+    pub rejected: String,
+    pub partitions: i32,
+    pub replication: i32,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    /// None: all labels.
+    pub labels: Option<NonZeroUsize>,
+    pub windows: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub max_record_bytes: usize,
+    pub max_duration: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Runtime {
+    pub delivery: Delivery,
+    pub workers: NonZeroUsize,
+    pub commit_interval: Duration,
+    pub in_flight_bytes: usize,
+    pub drain_timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    ExactlyOnce,
+    AtLeastOnce,
+}
+
+#[derive(Clone, Debug)]
+pub struct Log {
+    pub level: String,
+    pub json: bool,
+}
+
+/// What the user wrote, in the types of `tonearm.toml`.
+#[derive(Deserialize)]
+struct Written {
+    kafka: WrittenKafka,
+    topics: Topics,
+    model: WrittenModel,
+    models: WrittenModels,
+    output: WrittenOutput,
+    limits: WrittenLimits,
+    runtime: WrittenRuntime,
+    admin: WrittenAdmin,
+    log: WrittenLog,
+}
+
+#[derive(Deserialize)]
+struct WrittenKafka {
+    brokers: String,
+    group_id: String,
+    instance_id: String,
+    group_protocol: String,
+    #[serde(default)]
+    properties: BTreeMap<String, toml::Value>,
+}
+
+#[derive(Deserialize)]
+struct WrittenModel {
+    name: String,
+    version: String,
+    precision: String,
+    device: String,
+}
+
+#[derive(Deserialize)]
+struct WrittenModels {
+    dir: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct WrittenOutput {
+    labels: toml::Value,
+    windows: bool,
+}
+
+#[derive(Deserialize)]
+struct WrittenLimits {
+    max_record_mib: i64,
+    max_duration_s: i64,
+}
+
+#[derive(Deserialize)]
+struct WrittenRuntime {
+    delivery: String,
+    workers: i64,
+    commit_interval_ms: i64,
+    in_flight_mib: i64,
+    drain_timeout_ms: i64,
+}
+
+#[derive(Deserialize)]
+struct WrittenAdmin {
+    listen: String,
+}
+
+#[derive(Deserialize)]
+struct WrittenLog {
+    level: String,
+    format: String,
+}
+
+impl Config {
+    /// Checks the merged layers.
+    ///
+    /// # Errors
+    /// A key is unknown, or a value has the wrong type or is outside its range; every problem is named, with where it
+    /// was written.
+    pub fn load(layers: &Layers) -> Result<Self, ConfigError> {
+        let table = layers.merge()?;
+        let written: Written =
+            table.try_into().map_err(|e: toml::de::Error| ConfigError { problems: vec![e.message().to_owned()] })?;
+        let mut checks = Checks { layers, problems: Vec::new() };
+        let config = checks.config(written);
+        match config {
+            Some(config) if checks.problems.is_empty() => Ok(config),
+            _ => Err(ConfigError { problems: checks.problems }),
+        }
+    }
+}
+
+/// Collects problems while the values are turned into what the program uses.
+struct Checks<'a> {
+    layers: &'a Layers,
+    problems: Vec<String>,
+}
+
+impl Checks<'_> {
+    fn problem(&mut self, key: &str, problem: impl fmt::Display) {
+        self.problems.push(format!("{key} {problem} ({})", self.layers.written_in(key)));
+    }
+
+    fn within(&mut self, key: &str, value: i64, min: i64, max: i64) -> u64 {
+        if !(min..=max).contains(&value) {
+            self.problem(key, format!("= {value} is outside {min}..={max}"));
+        }
+        value.clamp(min, max).unsigned_abs()
+    }
+
+    fn one_of<T: Copy>(&mut self, key: &str, value: &str, allowed: &[(&str, T)]) -> Option<T> {
+        let found = allowed.iter().find(|(word, _)| *word == value).map(|(_, meaning)| *meaning);
+        if found.is_none() {
+            let words: Vec<&str> = allowed.iter().map(|(word, _)| *word).collect();
+            self.problem(key, format!("= {value:?} is not one of {}", words.join(", ")));
+        }
+        found
+    }
+
+    fn parsed<T>(&mut self, key: &str, value: Result<T, impl fmt::Display>) -> Option<T> {
+        value.map_err(|e| self.problem(key, format!("is wrong: {e}"))).ok()
+    }
+
+    /// None only together with a problem.
+    fn config(&mut self, written: Written) -> Option<Config> {
+        let kafka = self.kafka(written.kafka);
+        self.topics(&written.topics);
+
+        let name = self.parsed("model.name", written.model.name.parse::<ModelRef>());
+        let version = match written.model.version.as_str() {
+            "" => None,
+            version => self.parsed("model.version", Version::parse(version)),
+        };
+        let precision = self.parsed("model.precision", written.model.precision.parse::<Precision>());
+        self.one_of("model.device", &written.model.device, &[("cpu", ())]);
+
+        let labels = match &written.output.labels {
+            toml::Value::Integer(count) => {
+                let count = self.within("output.labels", *count, 1, 10_000);
+                NonZeroUsize::new(count as usize)
+            }
+            toml::Value::String(all) if all == "all" => None,
+            other => {
+                self.problem("output.labels", format!("= {other} is neither a number nor \"all\""));
+                None
+            }
+        };
+
+        let limits = Limits {
+            max_record_bytes: mib(self.within("limits.max_record_mib", written.limits.max_record_mib, 1, 1024)),
+            max_duration: Duration::from_secs(self.within(
+                "limits.max_duration_s",
+                written.limits.max_duration_s,
+                1,
+                1_000_000,
+            )),
+        };
+
+        let runtime = &written.runtime;
+        let delivery = self.one_of(
+            "runtime.delivery",
+            &runtime.delivery,
+            &[("exactly-once", Delivery::ExactlyOnce), ("at-least-once", Delivery::AtLeastOnce)],
+        );
+        let workers = NonZeroUsize::new(self.within("runtime.workers", runtime.workers, 0, 1024) as usize)
+            .or_else(|| std::thread::available_parallelism().ok())
+            .unwrap_or(NonZeroUsize::MIN);
+        let commit_interval = self.within("runtime.commit_interval_ms", runtime.commit_interval_ms, 0, 5_000);
+        let in_flight = self.within("runtime.in_flight_mib", runtime.in_flight_mib, 1, 1_000_000);
+        let drain = self.within("runtime.drain_timeout_ms", runtime.drain_timeout_ms, 0, 240_000);
+
+        let admin_listen = match written.admin.listen.as_str() {
+            "" => None,
+            address => self.parsed(
+                "admin.listen",
+                address
+                    .parse::<SocketAddr>()
+                    .map_err(|_| format!("{address:?} is not an address and port such as 127.0.0.1:8080")),
+            ),
+        };
+        let json = self.one_of("log.format", &written.log.format, &[("text", false), ("json", true)]);
+        let filter = written.log.level.parse::<tracing_subscriber::EnvFilter>().map(|_| written.log.level.clone());
+        let level = self.parsed("log.level", filter);
+
+        Some(Config {
+            kafka: kafka?,
+            topics: written.topics,
+            model: ModelRef { version, ..name? },
+            precision: precision?,
+            models_dir: written.models.dir,
+            output: Output { labels, windows: written.output.windows },
+            limits,
+            runtime: Runtime {
+                delivery: delivery?,
+                workers,
+                commit_interval: Duration::from_millis(commit_interval),
+                in_flight_bytes: mib(in_flight),
+                drain_timeout: Duration::from_millis(drain),
+            },
+            admin_listen,
+            log: Log { level: level?, json: json? },
+        })
+    }
+
+    fn kafka(&mut self, mut written: WrittenKafka) -> Option<Kafka> {
+        for (key, value) in [("kafka.brokers", &written.brokers), ("kafka.group_id", &written.group_id)] {
+            if value.trim().is_empty() {
+                self.problem(key, "is empty");
+            }
+        }
+        let instance_id = match written.instance_id.as_str() {
+            "" => hostname(),
+            id => id.to_owned(),
+        };
+        let group_protocol = self.one_of(
+            "kafka.group_protocol",
+            &written.group_protocol,
+            &[("consumer", GroupProtocol::Consumer), ("classic", GroupProtocol::Classic)],
+        );
+        let mut properties = BTreeMap::new();
+        for (name, value) in std::mem::take(&mut written.properties) {
+            let text = match value {
+                toml::Value::String(text) => text,
+                toml::Value::Table(_) => {
+                    self.problem(
+                        &format!("kafka.properties.{name}"),
+                        format!("is a table; write the property's name in quotes: \"{name}.…\" = …"),
+                    );
+                    continue;
+                }
+                other => other.to_string(),
+            };
+            properties.insert(name, text);
+        }
+        let WrittenKafka { brokers, group_id, .. } = written;
+        Some(Kafka { brokers, group_id, instance_id, group_protocol: group_protocol?, properties })
+    }
+
+    fn topics(&mut self, topics: &Topics) {
+        let names = [
+            ("topics.audio", &topics.audio),
+            ("topics.pcm", &topics.pcm),
+            ("topics.features", &topics.features),
+            ("topics.predictions", &topics.predictions),
+            ("topics.rejected", &topics.rejected),
+        ];
+        for (i, (key, name)) in names.into_iter().enumerate() {
+            // Kafka's own rule for topic names.
+            let legal = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+            if !(1..=249).contains(&name.len()) || !legal || name == "." || name == ".." {
+                self.problem(
+                    key,
+                    format!("= {name:?} is not a topic name (1 to 249 letters, digits, dots, dashes, underscores)"),
+                );
+            }
+            if let Some((other, _)) = names[..i].iter().find(|(_, earlier)| *earlier == name) {
+                self.problem(key, format!("= {name:?} is also {other}"));
+            }
+        }
+        self.within("topics.partitions", topics.partitions.into(), 1, 10_000);
+        self.within("topics.replication", topics.replication.into(), 0, 100);
+    }
+}
+
+fn mib(count: u64) -> usize {
+    usize::try_from(count << 20).unwrap_or(usize::MAX)
+}
+
+/// The name a restarted container or service keeps.
+fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "localhost".to_owned())
+}

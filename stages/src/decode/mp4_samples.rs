@@ -1,0 +1,392 @@
+//! The samples (codec packets) of one MP4 track: where they lie, and which decoded frames edits cut away, as ffmpeg's
+//! `mov.c` does.
+
+use std::borrow::Cow;
+
+use super::{Fault, Packet, Source, corrupt, fields::Fields, flac, mp4::atoms, unsupported};
+
+/// One codec packet; times in the track's time scale.
+pub struct Sample<'a> {
+    pub data: &'a [u8],
+    duration: u32,
+}
+
+#[derive(Clone)]
+pub enum Samples<'a> {
+    /// By tables in `moov`.
+    Listed(Tables<'a>),
+    /// By tables in every fragment.
+    Fragmented(Fragments<'a>),
+}
+
+impl<'a> Samples<'a> {
+    pub fn next(&mut self, bytes: &'a [u8]) -> Result<Option<Sample<'a>>, Fault> {
+        match self {
+            Self::Listed(tables) => tables.next(bytes),
+            Self::Fragmented(fragments) => fragments.next(),
+        }
+    }
+}
+
+/// The tables of a `stbl` box, read while they are used: nothing is copied, whatever they claim.
+#[derive(Clone)]
+pub struct Tables<'a> {
+    count: u32,
+    /// Bits of a size in `sizes`; 0: every sample has `fixed_size`.
+    size_bits: u32,
+    fixed_size: u32,
+    sizes: &'a [u8],
+    chunks: &'a [u8],
+    chunk_bytes: usize,
+    to_chunk: &'a [u8],
+    to_time: &'a [u8],
+    // Where the next sample is.
+    sample: u32,
+    chunk: u32,
+    left_in_chunk: u32,
+    to_chunk_at: usize,
+    offset: u64,
+    time_left: u32,
+    time_delta: u32,
+}
+
+impl<'a> Tables<'a> {
+    pub fn read(stbl: &'a [u8]) -> Result<Self, Fault> {
+        let table = |kind: &[u8; 4]| atoms(stbl, 0).find(|atom| &atom.kind == kind).map(|atom| atom.body);
+        let entries = |kind: &[u8; 4], bytes: usize| -> Result<&'a [u8], Fault> {
+            let Some(body) = table(kind) else { return Ok(&[]) };
+            let count = body.be32(4).unwrap_or(0) as usize;
+            body.get(8..8 + count.saturating_mul(bytes)).ok_or_else(|| {
+                let kind = kind.escape_ascii();
+                corrupt(format!("MP4 box '{kind}' states {count} entries, more than it has room for"))
+            })
+        };
+        let (count, size_bits, fixed_size, sizes) = match (table(b"stsz"), table(b"stz2")) {
+            (Some(stsz), _) => {
+                let fixed = stsz.be32(4).unwrap_or(0);
+                (stsz.be32(8).unwrap_or(0), if fixed == 0 { 32 } else { 0 }, fixed, stsz)
+            }
+            (_, Some(stz2)) => (stz2.be32(8).unwrap_or(0), stz2.be32(4).unwrap_or(0) & 0xFF, 0, stz2),
+            _ => (0, 0, 0, &[][..]),
+        };
+        let sizes = sizes.get(12..).unwrap_or(&[]);
+        if !matches!(size_bits, 0 | 4 | 8 | 16 | 32)
+            || (sizes.len() as u64) < u64::from(count) * u64::from(size_bits) / 8
+        {
+            return Err(corrupt(format!("MP4 states {count} samples of an audio track, and has room for fewer sizes")));
+        }
+        let long = table(b"co64").is_some();
+        Ok(Self {
+            count,
+            size_bits,
+            fixed_size,
+            sizes,
+            chunks: if long { entries(b"co64", 8)? } else { entries(b"stco", 4)? },
+            chunk_bytes: if long { 8 } else { 4 },
+            to_chunk: entries(b"stsc", 12)?,
+            to_time: entries(b"stts", 8)?,
+            sample: 0,
+            chunk: 0,
+            left_in_chunk: 0,
+            to_chunk_at: 0,
+            offset: 0,
+            time_left: 0,
+            time_delta: 0,
+        })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    fn next(&mut self, bytes: &'a [u8]) -> Result<Option<Sample<'a>>, Fault> {
+        if self.sample == self.count {
+            return Ok(None);
+        }
+        let lost = |what: &str| corrupt(format!("MP4 sample {} of {} has no {what}", self.sample + 1, self.count));
+        while self.left_in_chunk == 0 {
+            let at = self.chunk as usize * self.chunk_bytes;
+            let offset = match self.chunk_bytes {
+                8 => self.chunks.be64(at),
+                _ => self.chunks.be32(at).map(u64::from),
+            };
+            self.offset = offset.ok_or_else(|| lost("chunk"))?;
+            self.chunk += 1;
+            // Entries hold from their first chunk (counted from 1) to that of the next entry.
+            while self.to_chunk.be32(self.to_chunk_at + 12).is_some_and(|first| first <= self.chunk) {
+                self.to_chunk_at += 12;
+            }
+            self.left_in_chunk = self.to_chunk.be32(self.to_chunk_at + 4).ok_or_else(|| lost("chunk"))?;
+            if self.left_in_chunk == 0 && self.to_chunk.len() <= 12 {
+                return Err(lost("chunk"));
+            }
+        }
+        while self.time_left == 0 {
+            let Some((&[a, b, c, d, e, f, g, h], rest)) = self.to_time.split_first_chunk::<8>() else {
+                // Fewer times than samples: the last one goes on.
+                self.time_left = u32::MAX;
+                break;
+            };
+            (self.time_left, self.time_delta) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]));
+            self.to_time = rest;
+        }
+        let index = self.sample as usize;
+        let size = match self.size_bits {
+            0 => Some(self.fixed_size),
+            4 => self.sizes.u8(index / 2).map(|two| u32::from(if index % 2 == 0 { two >> 4 } else { two & 15 })),
+            8 => self.sizes.u8(index).map(u32::from),
+            16 => self.sizes.be16(index * 2).map(u32::from),
+            _ => self.sizes.be32(index * 4),
+        };
+        let size = size.ok_or_else(|| lost("size"))?;
+        let data = slice(bytes, self.offset, size).ok_or_else(|| {
+            let (sample, count) = (self.sample, self.count);
+            corrupt(format!("MP4 is cut short: {count} samples are declared, {sample} are there"))
+        })?;
+        self.offset += u64::from(size);
+        self.sample += 1;
+        self.left_in_chunk -= 1;
+        self.time_left -= 1;
+        Ok(Some(Sample { data, duration: self.time_delta }))
+    }
+}
+
+fn slice(bytes: &[u8], offset: u64, size: u32) -> Option<&[u8]> {
+    let start = usize::try_from(offset).ok()?;
+    bytes.get(start..start.checked_add(size as usize)?).filter(|data| !data.is_empty())
+}
+
+/// What `trex` says of samples of which a fragment says nothing.
+#[derive(Clone, Copy, Default)]
+pub struct TrackDefaults {
+    duration: u32,
+    size: u32,
+}
+
+impl TrackDefaults {
+    pub fn read(trex: &[u8]) -> Option<Self> {
+        Some(Self { duration: trex.be32(12)?, size: trex.be32(16)? })
+    }
+}
+
+/// A `trun` box, partly used.
+#[derive(Clone)]
+struct Run<'a> {
+    left: u32,
+    flags: u32,
+    entries: &'a [u8],
+    offset: u64,
+    defaults: TrackDefaults,
+}
+
+/// Movie fragments (ISO 14496-12 §8.8): `moof` and `mdat` boxes after `moov`.
+#[derive(Clone)]
+pub struct Fragments<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    track: u32,
+    defaults: TrackDefaults,
+    runs: std::collections::VecDeque<Run<'a>>,
+    found: u64,
+}
+
+impl<'a> Fragments<'a> {
+    pub fn new(bytes: &'a [u8], track: u32, defaults: TrackDefaults) -> Self {
+        Self { bytes, at: 0, track, defaults, runs: Default::default(), found: 0 }
+    }
+
+    fn next(&mut self) -> Result<Option<Sample<'a>>, Fault> {
+        let found = self.found;
+        let cut = move || corrupt(format!("MP4 is cut short within a fragment, after {found} samples"));
+        loop {
+            let Some(run) = self.runs.front_mut() else {
+                let Some(atom) = atoms(self.bytes, self.at).next() else { return Ok(None) };
+                if atom.cut && matches!(&atom.kind, b"moof" | b"mdat") {
+                    return Err(cut());
+                }
+                let body_at = atom.body.as_ptr() as usize - self.bytes.as_ptr() as usize;
+                self.at = body_at + atom.body.len();
+                if &atom.kind == b"moof" {
+                    self.read_moof(atom.body, atom.start as u64)?;
+                }
+                continue;
+            };
+            if run.left == 0 {
+                self.runs.pop_front();
+                continue;
+            }
+            let mut field = |bit: u32, default: u32| {
+                if run.flags & bit == 0 {
+                    return Some(default);
+                }
+                let (value, rest) = run.entries.split_first_chunk::<4>()?;
+                run.entries = rest;
+                Some(u32::from_be_bytes(*value))
+            };
+            // Duration, size, flags, composition offset.
+            let duration = field(0x100, run.defaults.duration).ok_or_else(cut)?;
+            let size = field(0x200, run.defaults.size).ok_or_else(cut)?;
+            field(0x400, 0).and(field(0x800, 0)).ok_or_else(cut)?;
+            let data = slice(self.bytes, run.offset, size).ok_or_else(cut)?;
+            run.offset += u64::from(size);
+            run.left -= 1;
+            self.found += 1;
+            return Ok(Some(Sample { data, duration }));
+        }
+    }
+
+    fn read_moof(&mut self, moof: &'a [u8], moof_start: u64) -> Result<(), Fault> {
+        let broken = || corrupt("MP4 has a fragment whose boxes are cut short");
+        for traf in atoms(moof, 0).filter(|atom| &atom.kind == b"traf") {
+            let tfhd = atoms(traf.body, 0).find(|atom| &atom.kind == b"tfhd").ok_or_else(broken)?.body;
+            let flags = tfhd.be32(0).ok_or_else(broken)? & 0xFF_FFFF;
+            if tfhd.be32(4) != Some(self.track) {
+                continue;
+            }
+            let mut at = 8;
+            let mut field = |bit: u32, bytes: usize| {
+                let here = at;
+                at += if flags & bit != 0 { bytes } else { 0 };
+                (flags & bit != 0).then_some(here)
+            };
+            let base = field(1, 8).map_or(Some(moof_start), |at| tfhd.be64(at)).ok_or_else(broken)?;
+            if field(2, 4).and_then(|at| tfhd.be32(at)).is_some_and(|description| description != 1) {
+                return Err(unsupported("MP4 with several sample descriptions in a track is not decoded; with 1 is"));
+            }
+            let mut defaults = self.defaults;
+            if let Some(at) = field(8, 4) {
+                defaults.duration = tfhd.be32(at).ok_or_else(broken)?;
+            }
+            if let Some(at) = field(0x10, 4) {
+                defaults.size = tfhd.be32(at).ok_or_else(broken)?;
+            }
+            let mut offset = base;
+            for trun in atoms(traf.body, 0).filter(|atom| &atom.kind == b"trun").map(|atom| atom.body) {
+                let (flags, left) = (trun.be32(0).ok_or_else(broken)? & 0xFF_FFFF, trun.be32(4).ok_or_else(broken)?);
+                let mut at = 8;
+                if flags & 1 != 0 {
+                    let relative = trun.be32(at).ok_or_else(broken)? as i32;
+                    offset = base.checked_add_signed(relative.into()).ok_or_else(broken)?;
+                    at += 4;
+                }
+                at += if flags & 4 != 0 { 4 } else { 0 };
+                let entries = trun.get(at..).ok_or_else(broken)?;
+                self.runs.push_back(Run { left, flags, entries, offset, defaults });
+                if flags & 0x200 == 0 {
+                    offset = offset.saturating_add(u64::from(left) * u64::from(defaults.size));
+                } else {
+                    let fields = [0x100, 0x200, 0x400, 0x800].map(|bit| usize::from(flags & bit != 0) * 4);
+                    let stride = fields.iter().sum::<usize>().max(4);
+                    let sizes = (0..left as usize).map_while(|i| entries.be32(i * stride + fields[0]));
+                    offset = offset.saturating_add(sizes.map(u64::from).sum());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The one edit of a track that is heard, in the track's time scale.
+#[derive(Clone, Copy)]
+pub struct Edit {
+    start: u64,
+    /// `None`: to the end.
+    end: Option<u64>,
+}
+
+impl Edit {
+    pub fn read(elst: &[u8], movie_scale: u32, timescale: u32) -> Result<Option<Self>, Fault> {
+        let broken = || corrupt("MP4 has an 'elst' box that is cut short");
+        let count = elst.be32(4).ok_or_else(broken)? as usize;
+        let long = elst.u8(0) == Some(1);
+        let mut edit = None;
+        for index in 0..count {
+            let (duration, start) = if long {
+                let at = 8 + index * 20;
+                (elst.be64(at).ok_or_else(broken)?, elst.be64(at + 8).ok_or_else(broken)? as i64)
+            } else {
+                let at = 8 + index * 12;
+                let start = elst.be32(at + 4).ok_or_else(broken)? as i32;
+                (elst.be32(at).ok_or_else(broken)?.into(), start.into())
+            };
+            // −1: silence before the track, which is no part of its samples.
+            let Ok(start) = u64::try_from(start) else { continue };
+            if edit.is_some() {
+                return Err(unsupported(format!("MP4 with {count} edits in a track is not decoded; with 1 is")));
+            }
+            let scale = u128::from(movie_scale.max(1));
+            let length = (u128::from(duration) * u128::from(timescale) + scale / 2) / scale;
+            let length = u64::try_from(length).unwrap_or(u64::MAX);
+            edit = Some(Self { start, end: (length > 0).then(|| start.saturating_add(length)) });
+        }
+        Ok(edit)
+    }
+}
+
+/// The packets of a track.
+pub struct Track<'a> {
+    bytes: &'a [u8],
+    samples: Samples<'a>,
+    edit: Option<Edit>,
+    priming: Option<u32>,
+    timescale: u32,
+    sample_rate_hz: u32,
+    flac: Option<flac::StreamInfo>,
+    time: u64,
+    started: bool,
+    ended: bool,
+}
+
+impl<'a> Track<'a> {
+    pub fn new(
+        bytes: &'a [u8],
+        samples: Samples<'a>,
+        edit: Option<Edit>,
+        priming: Option<u32>,
+        timescale: u32,
+        sample_rate_hz: u32,
+        flac: Option<flac::StreamInfo>,
+    ) -> Self {
+        Self { bytes, samples, edit, priming, timescale, sample_rate_hz, flac, time: 0, started: false, ended: false }
+    }
+
+    fn frames(&self, time: u64) -> u32 {
+        let frames = u128::from(time) * u128::from(self.sample_rate_hz) / u128::from(self.timescale);
+        frames.min(u32::MAX.into()) as u32
+    }
+}
+
+impl<'a> Source<'a> for Track<'a> {
+    fn next(&mut self) -> Result<Option<Packet<'a>>, Fault> {
+        loop {
+            if self.ended {
+                return Ok(None);
+            }
+            let Some(sample) = self.samples.next(self.bytes)? else { return Ok(None) };
+            let time = self.time;
+            let next = time.saturating_add(sample.duration.into());
+            self.time = next;
+            let mut skip = 0;
+            let mut drop = false;
+            if let Some(edit) = self.edit {
+                // A codec needs the packets before the edit to come into step; ffmpeg gives it one second of them.
+                if next <= edit.start.saturating_sub(self.timescale.into()) {
+                    continue;
+                }
+                drop = next <= edit.start && next > time;
+                if !self.started {
+                    skip = self.frames(edit.start.saturating_sub(time));
+                }
+                self.ended = edit.end.is_some_and(|end| next >= end);
+            }
+            if !self.started {
+                self.started = true;
+                skip = self.priming.unwrap_or(skip);
+            }
+            if let Some(info) = self.flac {
+                info.check_frame(sample.data)?;
+            }
+            return Ok(Some(Packet { data: Cow::Borrowed(sample.data), skip, discard: 0, drop }));
+        }
+    }
+}

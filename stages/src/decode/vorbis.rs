@@ -1,0 +1,96 @@
+//! Vorbis I in Ogg: headers, and which decoded frames the last page cuts off, as ffmpeg's `oggparsevorbis.c` does.
+
+use symphonia::core::codecs::audio::well_known::CODEC_ID_VORBIS;
+
+use super::{
+    Codec, Fault, Opened, Packet, Source, check_channels, check_rate, corrupt,
+    fields::Fields,
+    ogg::{OggPacket, Packets},
+    vorbis_setup::Setup,
+};
+
+pub fn open(mut packets: Packets<'_>) -> Result<Opened<'_>, Fault> {
+    // Vorbis I §4.2.2.
+    let ident = packets.header("Vorbis identification")?;
+    let (Some(channels), Some(sample_rate_hz), Some(sizes)) = (ident.u8(11), ident.le32(12), ident.u8(28)) else {
+        return Err(corrupt(format!("Vorbis identification header has {} bytes instead of 30", ident.len())));
+    };
+    let channels = check_channels("Vorbis", channels.into())? as u32;
+    check_rate("Vorbis", sample_rate_hz)?;
+    packets.header("Vorbis comment")?;
+    let setup = packets.header("Vorbis setup")?;
+    let exponents = [sizes & 15, sizes >> 4];
+    if exponents[0] < 6 || exponents[1] > 13 || exponents[0] > exponents[1] {
+        let [short, long] = exponents;
+        return Err(corrupt(format!("Vorbis has blocks of 2^{short} and 2^{long} frames; 2^6 to 2^13 are allowed")));
+    }
+    let blocks = exponents.map(|exponent| 1 << exponent);
+    let modes = Setup::read(&setup, channels, blocks)?.modes;
+    let blocks = blocks.map(i64::from);
+    let durations = Durations { blocks, modes, previous: blocks[0] };
+    let both = [&ident[..], &setup[..]].concat();
+    Ok(Opened {
+        codec_name: "vorbis".into(),
+        sample_rate_hz,
+        channels,
+        codec: Codec::symphonia(CODEC_ID_VORBIS, sample_rate_hz, channels, Some(&both))?,
+        source: Box::new(AudioPackets { packets, durations, at: 0, on_last_page: None }),
+        declared_frames: None,
+    })
+}
+
+/// How many frames a packet completes: a quarter of its own block and of the block before it.
+struct Durations {
+    /// Frames in a short and in a long block.
+    blocks: [i64; 2],
+    /// For every mode, whether its block is long.
+    modes: Vec<bool>,
+    previous: i64,
+}
+
+impl Durations {
+    fn of(&mut self, packet: &[u8]) -> i64 {
+        let Some(&byte) = packet.first() else { return 0 };
+        if byte & 1 == 1 {
+            return 0;
+        }
+        let mode_bits = usize::BITS - (self.modes.len() - 1).leading_zeros();
+        let mode = usize::from(byte >> 1) & ((1 << mode_bits) - 1);
+        let Some(&long) = self.modes.get(mode) else { return 0 };
+        if long {
+            // The packet itself says what was before it.
+            self.previous = self.blocks[usize::from(byte >> (1 + mode_bits) & 1)];
+        }
+        let current = self.blocks[usize::from(long)];
+        let duration = (self.previous + current) / 4;
+        self.previous = current;
+        duration
+    }
+}
+
+struct AudioPackets<'a> {
+    packets: Packets<'a>,
+    durations: Durations,
+    /// The granule position where the page before the current one ended.
+    at: i64,
+    /// Frames of the packets on the last page so far.
+    on_last_page: Option<i64>,
+}
+
+impl<'a> Source<'a> for AudioPackets<'a> {
+    fn next(&mut self) -> Result<Option<Packet<'a>>, Fault> {
+        let Some(OggPacket { data, granule, ends_page, on_last_page }) = self.packets.next()? else { return Ok(None) };
+        let duration = self.durations.of(&data);
+        let mut discard = 0;
+        if on_last_page {
+            let sum = self.on_last_page.get_or_insert(0);
+            *sum += duration;
+            if ends_page {
+                discard = (self.at + *sum).saturating_sub(granule).clamp(0, u32::MAX.into()) as u32;
+            }
+        } else if ends_page && granule != -1 {
+            self.at = granule;
+        }
+        Ok(Some(Packet { discard, ..Packet::of(data) }))
+    }
+}
