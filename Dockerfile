@@ -15,7 +15,7 @@ COPY . .
 RUN --mount=type=cache,target=/var/cache/tonearm \
     --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    make build models \
+    make models \
  && install -D target/release/tonearm /image/usr/local/bin/tonearm \
  && mkdir -p /image/usr/local/lib/tonearm /image/usr/share/tonearm \
  && cp -L .libtorch/lib/*.so* /image/usr/local/lib/tonearm \

@@ -226,7 +226,8 @@ fn every_sample_is_that_of_the_slow_convolution_from_the_first_to_the_last() {
 }
 
 /// `tones` lie in the pass band: a shift of a thousandth of a sample would be 5e-4. `edges` hold a sine in the transition
-/// band, a click, noise and an abrupt end: soxr's own higher quality differs by 0.01.
+/// band, a click, noise and an abrupt end: soxr's own higher quality differs by 0.01. The first samples of a track that
+/// starts abruptly are left out: there soxr differs from itself with silence before the track, by up to 0.015.
 #[test]
 fn tracks_sound_as_soxr_hq_leaves_them() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/references/resampled.safetensors");
@@ -237,12 +238,11 @@ fn tracks_sound_as_soxr_hq_leaves_them() {
         bytes.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
     };
     for in_hz in [8_000, 11_025, 22_050, 32_000, 44_100, 48_000, 96_000] {
-        for (signal, tolerance) in [("tones", 5e-4), ("edges", 2e-3)] {
+        for (signal, tolerance) in [("tones", 3e-4), ("edges", 1e-3)] {
             let ours = resample(in_hz, 16_000, &samples(format!("{in_hz}.{signal}.input")));
             let soxr = samples(format!("{in_hz}.{signal}.output"));
             assert_eq!(ours.len(), soxr.len());
-            let worst = ours.iter().zip(&soxr).map(|(ours, soxr)| (ours - soxr).abs()).fold(0.0, f32::max);
-            println!("XX {in_hz} {signal} {worst}");
+            let worst = ours.iter().zip(&soxr).skip(4).map(|(ours, soxr)| (ours - soxr).abs()).fold(0.0, f32::max);
             assert!(worst < tolerance, "{signal} at {in_hz} Hz: {worst}");
         }
     }

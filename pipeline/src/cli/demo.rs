@@ -105,6 +105,8 @@ pub fn main(global: &Global, args: &DemoArgs) -> CommandResult {
     }
     let wall = started.elapsed();
     pipeline.stop()?;
+    // Clients first: a broker that goes away under them is an error to report.
+    drop(consumer);
     drop(kafka);
     summary.print(wall)
 }

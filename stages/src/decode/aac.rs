@@ -11,6 +11,9 @@ use super::{
     tags, unsupported,
 };
 
+/// How far into the bytes the first frame may start, after ID3v2 tags.
+const MAX_LEADING_JUNK: usize = 64 * 1024;
+
 /// ISO 14496-3 table 1.18.
 const RATES_HZ: [u32; 13] =
     [96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350];
@@ -88,41 +91,95 @@ fn channels(config: u32) -> Result<u32, Fault> {
     }
 }
 
-/// Whether every one of the first blocks ends in an SBR payload, which only HE-AAC has.
-pub fn all_carry_sbr<'a>(blocks: impl Iterator<Item = &'a [u8]>) -> bool {
-    let mut seen = 0;
-    for block in blocks.take(SBR_PROBE_BLOCKS) {
-        seen += 1;
-        if !ends_in_sbr(block) {
-            return false;
-        }
-    }
-    seen > 0
+/// Whether the first blocks end in SBR payloads, which only HE-AAC has. A block may look so by chance; most do not.
+pub fn carry_sbr<'a>(blocks: impl Iterator<Item = &'a [u8]>) -> bool {
+    let (seen, with_sbr) = blocks
+        .filter(|block| has_audio(block))
+        .take(SBR_PROBE_BLOCKS)
+        .fold((0, 0), |(seen, with_sbr), block| (seen + 1, with_sbr + usize::from(ends_in_sbr(block))));
+    seen > 0 && with_sbr * 4 >= seen * 3
 }
 
 /// Fill elements stand last in a raw data block, so they are found from its end: `… ID_FIL count payload ID_END pad`.
+/// (What stands before them cannot be skipped without decoding it.)
 fn ends_in_sbr(block: &[u8]) -> bool {
-    let bit = |at: usize| u32::from(block[at / 8] >> (7 - at % 8) & 1);
-    let field = |at: usize, count: usize| (at..at + count).fold(0, |value, at| value << 1 | bit(at));
     let bits = block.len() * 8;
-    (3..=10.min(bits)).any(|back| {
-        // ID_END, then up to 7 zero bits.
-        let end = bits - back;
-        if field(end, 3) != 0b111 || (end + 3..bits).any(|at| bit(at) != 0) {
-            return false;
+    // ID_END, then up to 7 zero bits.
+    let is_end = |&end: &usize| field(block, end, 3) == 0b111 && (end + 3..bits).all(|at| field(block, at, 1) == 0);
+    let mut ends: Vec<usize> = (3..=10.min(bits)).map(|back| bits - back).filter(is_end).collect();
+    // Padding in fill elements of its own may follow the SBR payload.
+    for _ in 0..4 {
+        let mut before = Vec::new();
+        for end in ends {
+            for count in 0..=14 + 255 {
+                let head = if count < 15 { 7 } else { 15 };
+                let Some(start) = end.checked_sub(count * 8 + head) else { break };
+                let is_fill = field(block, start, 3) == 0b110
+                    && match count {
+                        0..15 => field(block, start + 3, 4) == count as u32,
+                        _ => field(block, start + 3, 4) == 15 && field(block, start + 7, 8) == count as u32 - 14,
+                    };
+                // EXT_SBR_DATA, EXT_SBR_DATA_CRC.
+                if is_fill && count > 0 && matches!(field(block, start + head, 4), 0b1101 | 0b1110) {
+                    return true;
+                }
+                if is_fill {
+                    before.push(start);
+                }
+            }
         }
-        (1..=14 + 255).any(|count| {
-            let head = if count < 15 { 7 } else { 15 };
-            let Some(start) = end.checked_sub(count * 8 + head) else { return false };
-            let is_fill = field(start, 3) == 0b110
-                && match count {
-                    0..15 => field(start + 3, 4) == count as u32,
-                    _ => field(start + 3, 4) == 15 && field(start + 7, 8) == count as u32 - 14,
-                };
-            // EXT_SBR_DATA, EXT_SBR_DATA_CRC.
-            is_fill && matches!(field(start + head, 4), 0b1101 | 0b1110)
-        })
-    })
+        ends = before;
+    }
+    false
+}
+
+/// Bits of a block from bit `at` on; past the end they read as zero.
+fn field(block: &[u8], at: usize, count: usize) -> u32 {
+    let bit = |at: usize| block.get(at / 8).map_or(0, |byte| u32::from(byte >> (7 - at % 8) & 1));
+    (at..at + count).fold(0, |value, at| value << 1 | bit(at))
+}
+
+/// Frames that ffmpeg leaves out because of what this block says: faac signs its first one in a fill element.
+pub fn faac_delay(block: &[u8]) -> Option<u32> {
+    // ID_FIL, its count, EXT_FILL and 13 bits come before the text.
+    let head = if field(block, 3, 4) == 15 { 4 } else { 3 };
+    let signed = field(block, 0, 3) == 6 && block.get(head..).is_some_and(|text| text.starts_with(b"libfaac "));
+    signed.then_some(1024)
+}
+
+/// Whether a raw data block holds channels at all. One that does not gives no frames in ffmpeg.
+pub fn has_audio(block: &[u8]) -> bool {
+    let mut at = 0;
+    while at + 3 <= block.len() * 8 {
+        let element = field(block, at, 3);
+        match element {
+            // ID_DSE: tag (4), align (1), count (8), escape (8).
+            4 => {
+                let align = field(block, at + 7, 1) == 1;
+                let mut count = field(block, at + 8, 8) as usize;
+                at += 16;
+                if count == 255 {
+                    count += field(block, at, 8) as usize;
+                    at += 8;
+                }
+                at = if align { at.next_multiple_of(8) } else { at } + count * 8;
+            }
+            // ID_FIL: count (4), escape (8).
+            6 => {
+                let mut count = field(block, at + 3, 4) as usize;
+                at += 7;
+                if count == 15 {
+                    count += field(block, at, 8) as usize - usize::from(count > 0);
+                    at += 8;
+                }
+                at += count * 8;
+            }
+            // ID_END.
+            7 => return false,
+            _ => return true,
+        }
+    }
+    false
 }
 
 pub fn refuse_sbr() -> Fault {
@@ -164,8 +221,19 @@ fn header(bytes: &[u8], at: usize) -> Option<Header> {
 }
 
 /// Whether ADTS frames start at `at`: three in a row, or as many as there are.
-pub fn is_adts(bytes: &[u8], mut at: usize) -> bool {
-    for frame in 0..3 {
+pub fn is_adts(bytes: &[u8], at: usize) -> bool {
+    run_of(bytes, at, 3)
+}
+
+/// Where the first frame starts after junk: five in a row, so that noise is not taken for music.
+pub fn find(bytes: &[u8], from: usize) -> Option<usize> {
+    let last = from.saturating_add(MAX_LEADING_JUNK).min(bytes.len());
+    let has_next = |at| header(bytes, at).is_some_and(|first| at + first.bytes < bytes.len());
+    (from..last).find(|&at| bytes[at] == 0xFF && has_next(at) && run_of(bytes, at, 5))
+}
+
+fn run_of(bytes: &[u8], mut at: usize, count: usize) -> bool {
+    for frame in 0..count {
         match header(bytes, at) {
             Some(this) => at += this.bytes,
             None => return frame > 0 && at >= bytes.len(),
@@ -189,7 +257,7 @@ pub fn open_adts(bytes: &[u8], at: usize) -> Result<Opened<'_>, Fault> {
     let frames = Frames { audio, at, first };
     let mut probe = Frames { audio, at, first };
     let blocks = std::iter::from_fn(|| probe.next_frame().ok().flatten());
-    if all_carry_sbr(blocks) {
+    if carry_sbr(blocks) {
         return Err(refuse_sbr());
     }
     Ok(Opened {
@@ -210,8 +278,17 @@ struct Frames<'a> {
 
 impl<'a> Source<'a> for Frames<'a> {
     fn next(&mut self) -> Result<Option<Packet<'a>>, Fault> {
-        let frame = self.next_frame()?;
-        Ok(frame.map(|frame| Packet::of(Cow::Borrowed(frame))))
+        loop {
+            match self.next_frame()? {
+                Some(frame) if !has_audio(frame) => continue,
+                frame => {
+                    return Ok(frame.map(|frame| Packet {
+                        skip: faac_delay(frame).unwrap_or(0),
+                        ..Packet::of(Cow::Borrowed(frame))
+                    }));
+                }
+            }
+        }
     }
 }
 

@@ -21,9 +21,10 @@ pub fn open<'a>(bytes: &'a [u8], content_type_hint: Option<&str>) -> Result<Open
         _ if aac::is_adts(bytes, at) => aac::open_adts(bytes, at),
         _ => match known_but_refused(rest) {
             Some(name) => Err(unsupported(format!("{name} is not decoded"))),
-            None => match mp3::find(bytes, at) {
-                Some(frame) => mp3::open(bytes, at, frame),
-                None => Err(mp3::refused(bytes, at).unwrap_or_else(|| unknown(rest, content_type_hint))),
+            None => match (mp3::find(bytes, at), aac::find(bytes, at)) {
+                (Some(mp3), aac) if aac.is_none_or(|aac| mp3 < aac) => mp3::open(bytes, at, mp3),
+                (_, Some(aac)) => aac::open_adts(bytes, aac),
+                _ => Err(mp3::refused(bytes, at).unwrap_or_else(|| unknown(rest, content_type_hint))),
             },
         },
     }
@@ -35,7 +36,7 @@ fn known_but_refused(bytes: &[u8]) -> Option<&'static str> {
         (0, b"\x1A\x45\xDF\xA3", "Matroska or WebM"),
         (0, b"caff", "Apple Core Audio Format (CAF)"),
         (0, b"\x30\x26\xB2\x75\x8E\x66\xCF\x11", "Windows Media (ASF)"),
-        (0, b"wvPk", "WavPack"),
+        (0, b"wvpk", "WavPack"),
         (0, b"MAC ", "Monkey's Audio"),
         (0, b"MPCK", "Musepack"),
         (0, b"MP+", "Musepack"),

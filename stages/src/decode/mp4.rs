@@ -6,7 +6,7 @@ use super::{
     Codec, Fault, Opened, aac, corrupt,
     fields::Fields,
     flac,
-    mp4_samples::{Edit, Fragments, Samples, Tables, TrackDefaults},
+    mp4_samples::{Edit, Form, Fragments, Samples, Tables, TrackDefaults},
     no_audio, unsupported,
 };
 
@@ -96,7 +96,7 @@ fn open_track<'a>(bytes: &'a [u8], moov: &'a [u8], trak: &'a [u8]) -> Result<Ope
     }
     let entry = atoms(stsd, 8).next().ok_or_else(|| missing("stsd"))?;
     let description = describe(&entry)?;
-    let is_aac = description.codec_name == "aac";
+    let is_aac = matches!(description.form, Form::Aac);
     let priming = if is_aac { itunes_priming(moov) } else { None };
 
     let tables = Tables::read(stbl)?;
@@ -125,7 +125,7 @@ fn open_track<'a>(bytes: &'a [u8], moov: &'a [u8], trak: &'a [u8]) -> Result<Ope
     };
     if is_aac {
         let mut probe = samples.clone();
-        if aac::all_carry_sbr(std::iter::from_fn(|| probe.next(bytes).ok().flatten().map(|sample| sample.data))) {
+        if aac::carry_sbr(std::iter::from_fn(|| probe.next(bytes).ok().flatten().map(|sample| sample.data))) {
             return Err(aac::refuse_sbr());
         }
     }
@@ -138,7 +138,7 @@ fn open_track<'a>(bytes: &'a [u8], moov: &'a [u8], trak: &'a [u8]) -> Result<Ope
             priming,
             timescale,
             rate,
-            description.flac,
+            description.form,
         )),
         codec_name: description.codec_name.into(),
         sample_rate_hz: rate,
@@ -153,7 +153,7 @@ struct Description {
     sample_rate_hz: u32,
     channels: u32,
     codec: Codec,
-    flac: Option<flac::StreamInfo>,
+    form: Form,
 }
 
 /// The sample description: which codec, and its configuration.
@@ -186,7 +186,7 @@ fn describe(entry: &Atom<'_>) -> Result<Description, Fault> {
                 sample_rate_hz: config.sample_rate_hz,
                 channels: config.channels,
                 codec: aac::codec(config.sample_rate_hz, config.channels)?,
-                flac: None,
+                form: Form::Aac,
             })
         }
         b"alac" => {
@@ -198,7 +198,7 @@ fn describe(entry: &Atom<'_>) -> Result<Description, Fault> {
             super::check_channels("ALAC", channels)?;
             super::check_rate("ALAC", rate)?;
             let codec = Codec::symphonia(CODEC_ID_ALAC, rate, channels, Some(cookie))?;
-            Ok(Description { codec_name: "alac", sample_rate_hz: rate, channels, codec, flac: None })
+            Ok(Description { codec_name: "alac", sample_rate_hz: rate, channels, codec, form: Form::Other })
         }
         b"fLaC" => {
             // dfLa: version and flags (4), then metadata blocks, STREAMINFO first.
@@ -209,7 +209,7 @@ fn describe(entry: &Atom<'_>) -> Result<Description, Fault> {
                 sample_rate_hz: info.sample_rate_hz,
                 channels: info.channels,
                 codec: info.codec(block)?,
-                flac: Some(info),
+                form: Form::Flac(info),
             })
         }
         b"enca" | b"drms" | b"p608" => Err(unsupported("MP4 holds encrypted audio (DRM), which is not decoded")),

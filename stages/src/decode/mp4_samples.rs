@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use super::{Fault, Packet, Source, corrupt, fields::Fields, flac, mp4::atoms, unsupported};
+use super::{Fault, Packet, Source, aac, corrupt, fields::Fields, flac, mp4::atoms, unsupported};
 
 /// One codec packet; times in the track's time scale.
 pub struct Sample<'a> {
@@ -323,6 +323,14 @@ impl Edit {
     }
 }
 
+/// What a packet is checked for before it is decoded.
+#[derive(Clone, Copy)]
+pub enum Form {
+    Aac,
+    Flac(flac::StreamInfo),
+    Other,
+}
+
 /// The packets of a track.
 pub struct Track<'a> {
     bytes: &'a [u8],
@@ -331,8 +339,10 @@ pub struct Track<'a> {
     priming: Option<u32>,
     timescale: u32,
     sample_rate_hz: u32,
-    flac: Option<flac::StreamInfo>,
+    form: Form,
     time: u64,
+    /// Frames to leave out, of packets that gave none.
+    skip: u32,
     started: bool,
     ended: bool,
 }
@@ -345,9 +355,21 @@ impl<'a> Track<'a> {
         priming: Option<u32>,
         timescale: u32,
         sample_rate_hz: u32,
-        flac: Option<flac::StreamInfo>,
+        form: Form,
     ) -> Self {
-        Self { bytes, samples, edit, priming, timescale, sample_rate_hz, flac, time: 0, started: false, ended: false }
+        Self {
+            bytes,
+            samples,
+            edit,
+            priming,
+            timescale,
+            sample_rate_hz,
+            form,
+            time: 0,
+            skip: 0,
+            started: false,
+            ended: false,
+        }
     }
 
     fn frames(&self, time: u64) -> u32 {
@@ -383,8 +405,15 @@ impl<'a> Source<'a> for Track<'a> {
                 self.started = true;
                 skip = self.priming.unwrap_or(skip);
             }
-            if let Some(info) = self.flac {
-                info.check_frame(sample.data)?;
+            skip += std::mem::take(&mut self.skip);
+            match self.form {
+                Form::Flac(info) => info.check_frame(sample.data)?,
+                Form::Aac if !aac::has_audio(sample.data) => {
+                    self.skip = skip;
+                    continue;
+                }
+                Form::Aac => skip = aac::faac_delay(sample.data).unwrap_or(skip),
+                Form::Other => {}
             }
             return Ok(Some(Packet { data: Cow::Borrowed(sample.data), skip, discard: 0, drop }));
         }

@@ -228,8 +228,13 @@ struct FlacPackets<'a> {
 
 impl<'a> Source<'a> for FlacPackets<'a> {
     fn next(&mut self) -> Result<Option<Packet<'a>>, Fault> {
-        let Some(packet) = self.packets.next()? else { return Ok(None) };
-        self.info.check_frame(&packet.data)?;
-        Ok(Some(Packet::of(packet.data)))
+        loop {
+            let Some(packet) = self.packets.next()? else { return Ok(None) };
+            // ffmpeg ends a stream with an empty packet.
+            if !packet.data.is_empty() {
+                self.info.check_frame(&packet.data)?;
+                return Ok(Some(Packet::of(packet.data)));
+            }
+        }
     }
 }

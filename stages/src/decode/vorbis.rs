@@ -79,18 +79,23 @@ struct AudioPackets<'a> {
 
 impl<'a> Source<'a> for AudioPackets<'a> {
     fn next(&mut self) -> Result<Option<Packet<'a>>, Fault> {
-        let Some(OggPacket { data, granule, ends_page, on_last_page }) = self.packets.next()? else { return Ok(None) };
-        let duration = self.durations.of(&data);
-        let mut discard = 0;
-        if on_last_page {
-            let sum = self.on_last_page.get_or_insert(0);
-            *sum += duration;
-            if ends_page {
-                discard = (self.at + *sum).saturating_sub(granule).clamp(0, u32::MAX.into()) as u32;
+        loop {
+            let Some(packet) = self.packets.next()? else { return Ok(None) };
+            let OggPacket { data, granule, ends_page, on_last_page } = packet;
+            let duration = self.durations.of(&data);
+            let mut discard = 0;
+            if on_last_page {
+                let sum = self.on_last_page.get_or_insert(0);
+                *sum += duration;
+                if ends_page {
+                    discard = self.at.saturating_add(*sum).saturating_sub(granule).clamp(0, u32::MAX.into()) as u32;
+                }
+            } else if ends_page && granule != -1 {
+                self.at = granule;
             }
-        } else if ends_page && granule != -1 {
-            self.at = granule;
+            if !data.is_empty() {
+                return Ok(Some(Packet { discard, ..Packet::of(data) }));
+            }
         }
-        Ok(Some(Packet { discard, ..Packet::of(data) }))
     }
 }

@@ -1,0 +1,36 @@
+# make demo    see it work         make test    prove that it does
+# make build   target/release/tonearm and its models
+# make lint    formatting and clippy, as CI runs them
+
+.PHONY: demo test build models kafka lint schemas clean
+
+demo: models kafka
+	target/release/tonearm demo
+
+# --release: one profile for everything, so that libtorch's binding and librdkafka compile once.
+test: models kafka
+	cargo test --release --workspace --no-fail-fast
+
+build:
+	scripts/system-packages build
+	scripts/libtorch
+	cargo build --release --package tonearm
+
+models: build
+	scripts/models
+
+kafka:
+	scripts/system-packages kafka
+	scripts/kafka fetch
+
+lint: build
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- --deny warnings
+
+# Writes what is generated from the types: JSON Schemas and the table of metrics.
+schemas: build
+	UPDATE=1 cargo test --release --package tonearm-schemas --test current
+	target/release/tonearm metrics > docs/metrics.md
+
+clean:
+	cargo clean
