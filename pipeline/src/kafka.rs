@@ -1,6 +1,9 @@
 //! Clients of Kafka: how they are configured, and how their troubles are said.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use rdkafka::{
     ClientConfig, ClientContext, Statistics,
@@ -14,6 +17,10 @@ use crate::config::Kafka;
 
 /// How long a command waits for a broker's first answer.
 pub const FIRST_ANSWER: Duration = Duration::from_secs(10);
+
+/// When it was last said that no broker can be reached, and after how long it is worth saying again.
+static UNREACHABLE_SAID: Mutex<Option<Instant>> = Mutex::new(None);
+const SAY_AGAIN: Duration = Duration::from_secs(30);
 
 /// Why a command cannot go on with Kafka.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +109,14 @@ pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
 /// An error event of a client; the client itself goes on.
 pub fn log_error(error: &KafkaError, reason: &str) {
     match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::AllBrokersDown) => tracing::warn!("no broker can be reached; waiting for one"),
+        Some(RDKafkaErrorCode::AllBrokersDown) => {
+            // It comes with every attempt of every client.
+            let mut said = UNREACHABLE_SAID.lock().unwrap_or_else(PoisonError::into_inner);
+            if said.is_none_or(|said| said.elapsed() > SAY_AGAIN) {
+                *said = Some(Instant::now());
+                tracing::warn!("no broker can be reached; waiting for one");
+            }
+        }
         Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::Resolve) => {
             tracing::debug!("connection: {reason}");
         }

@@ -69,9 +69,6 @@ impl Tagger {
     pub fn predict<'env>(&self, pool: &Pool<'env>, track: Track<'_>, lease: &Lease) -> Result<Prediction, Failure> {
         let started = Instant::now();
         let queue = started - track.received;
-        if track.bytes.is_empty() {
-            return Err(Reject::new(Stage::Decode, RejectClass::EmptyRecord, "the record has no value").into());
-        }
         if track.bytes.len() > self.limits.max_record_bytes {
             return Err(Reject::new(
                 Stage::Decode,

@@ -172,7 +172,7 @@ pub struct WindowSpec {
 pub enum Tail {
     /// They are dropped.
     Drop,
-    /// They are filled up with zeros to one more window.
+    /// The track is followed by as much silence as makes one more whole window.
     Pad,
 }
 
@@ -180,7 +180,7 @@ pub enum Tail {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Short {
-    /// Its frames are filled up with zeros to one window, and the prediction is flagged.
+    /// It is followed by as much silence as makes one window, and the prediction is flagged.
     Pad,
     /// It is rejected as `too-short`.
     Reject,

@@ -48,9 +48,7 @@ fn golden_predictions_are_read_and_written_as_they_are() {
 
 #[test]
 fn a_prediction_says_whether_it_is_of_a_record_or_a_file() {
-    let read = |name: &str| -> Prediction {
-        serde_json::from_str(&fs::read_to_string(file(name)).unwrap()).unwrap()
-    };
+    let read = |name: &str| -> Prediction { serde_json::from_str(&fs::read_to_string(file(name)).unwrap()).unwrap() };
     assert!(matches!(read("golden/prediction-of-a-record.json").source, Source::Record { partition: 3, .. }));
     assert!(matches!(read("golden/prediction-of-a-file.json").source, Source::File { .. }));
 }
@@ -58,11 +56,8 @@ fn a_prediction_says_whether_it_is_of_a_record_or_a_file() {
 #[test]
 fn the_headers_of_a_reject_are_the_golden_ones() {
     let reject = Reject::new(Stage::Decode, RejectClass::CorruptAudio, "packet 17 at 0.4 s is damaged");
-    let headers: serde_json::Map<String, serde_json::Value> = reject
-        .headers("audio", 3, 1187)
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value.into()))
-        .collect();
+    let headers: serde_json::Map<String, serde_json::Value> =
+        reject.headers("audio", 3, 1187).into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
     let golden: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(file("golden/reject-headers.json")).unwrap()).unwrap();
     assert_eq!(serde_json::Value::from(headers), golden);

@@ -284,7 +284,7 @@ fn coprime_rates_at_both_ends_of_the_range_work() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..Default::default() })]
     #[test]
     fn the_pieces_a_track_comes_in_do_not_matter(
         in_hz in prop::sample::select(vec![8_000_u32, 22_050, 44_100, 48_000]),

@@ -238,7 +238,7 @@ fn a_sample_that_is_no_number_shows_in_its_frames_and_no_others() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..Default::default() })]
     #[test]
     fn the_pieces_a_track_comes_in_do_not_matter(
         index in 0_usize..5,

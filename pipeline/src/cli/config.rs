@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::{CommandError, CommandResult, Global};
+use super::{CommandError, CommandResult, Global, say};
 use crate::config::{Config, DEFAULTS};
 
 #[derive(Subcommand)]
@@ -23,15 +23,15 @@ pub fn main(global: &Global, command: &ConfigCommand) -> CommandResult {
     match command {
         ConfigCommand::Check => {
             global.config([])?;
-            println!("the configuration is good");
+            say::line("the configuration is good");
         }
-        ConfigCommand::Print { defaults: true } => print!("{DEFAULTS}"),
+        ConfigCommand::Print { defaults: true } => say::text(DEFAULTS),
         ConfigCommand::Print { defaults: false } => {
             let layers = global.layers([])?;
             Config::load(&layers)?;
-            let mut table = layers.merge()?;
+            let (mut table, _) = layers.merge()?;
             hide_secrets(&mut table);
-            print!("{}", toml::to_string(&table).map_err(CommandError::failed)?);
+            say::text(toml::to_string(&table).map_err(CommandError::failed)?);
         }
     }
     Ok(())

@@ -23,16 +23,14 @@ use tempfile::TempDir;
 use tonearm_schemas::prediction::Prediction;
 
 use super::{
-    CommandError, CommandResult, Global, paint,
+    CommandError, CommandResult, Global, files, paint,
     publish::{self, PublishArgs},
-    tail,
+    say, tail,
     topics::{self, TopicsCommand},
 };
 
 /// Without a new result for this long, something is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Endings of the files the demo publishes.
-const ENDINGS: [&str; 10] = ["mp3", "m4a", "aac", "flac", "ogg", "oga", "wav", "aif", "aiff", "mp4"];
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
@@ -55,7 +53,7 @@ pub fn main(global: &Global, args: &DemoArgs) -> CommandResult {
     for signal in [SIGTERM, SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(CommandError::failed)?;
     }
-    let files = audio_files(&args.music)?;
+    let files = files::expand(std::slice::from_ref(&args.music))?;
     // A wrong model or option should not come up only after Kafka has started.
     super::predict::load(&global.config([])?)?;
     let folder = TempDir::with_prefix("tonearm-demo-").map_err(CommandError::failed)?;
@@ -78,7 +76,7 @@ pub fn main(global: &Global, args: &DemoArgs) -> CommandResult {
             .map_err(CommandError::failed)?;
     }
     publish::main(&global, &PublishArgs::of(files.clone()))?;
-    println!();
+    say::line("");
 
     let mut summary = Summary::new(&files);
     let mut last = Instant::now();
@@ -95,7 +93,7 @@ pub fn main(global: &Global, args: &DemoArgs) -> CommandResult {
         }
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
-                print!("{}", tail::pretty(&config, &message));
+                say::text(tail::pretty(&config, &message));
                 summary.add(&message, message.topic() == config.topics.rejected);
                 last = Instant::now();
             }
@@ -111,24 +109,6 @@ pub fn main(global: &Global, args: &DemoArgs) -> CommandResult {
     summary.print(wall)
 }
 
-/// The audio files of a folder, by name.
-fn audio_files(folder: &Path) -> Result<Vec<PathBuf>, CommandError> {
-    let problem = |e: &dyn std::fmt::Display| CommandError::Failed(format!("{}: {e}", folder.display()));
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(|e| problem(&e))? {
-        let path = entry.map_err(|e| problem(&e))?.path();
-        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
-        if path.is_file() && ENDINGS.contains(&ending.as_str()) {
-            files.push(path);
-        }
-    }
-    files.sort();
-    if files.is_empty() {
-        return Err(problem(&format!("no audio file ({}) is there", ENDINGS.join(", "))));
-    }
-    Ok(files)
-}
-
 /// The demo's own broker; it ends with this value, or with this process, however that ends.
 struct Kafka {
     script: PathBuf,
@@ -139,7 +119,7 @@ struct Kafka {
 impl Kafka {
     fn start(script: &Path, folder: &Path) -> Result<Self, CommandError> {
         let data = folder.join("kafka");
-        println!("starting Kafka");
+        say::line("starting Kafka");
         let output = Command::new(script)
             .args(["up", "--port", "auto", "--while", &std::process::id().to_string(), "--data"])
             .arg(&data)
@@ -168,7 +148,7 @@ impl Drop for Kafka {
             .stderr(Stdio::null())
             .status();
         if !down.is_ok_and(|status| status.success()) {
-            eprintln!("tonearm: the demo's Kafka may still run; its files are in {}", self.data.display());
+            say::problem(format_args!("the demo's Kafka may still run; its files are in {}", self.data.display()));
         }
     }
 }
@@ -271,7 +251,7 @@ impl Summary {
     }
 
     fn print(&self, wall: Duration) -> CommandResult {
-        println!(
+        say::line(format_args!(
             "\n{} records: {} predictions, {} rejects. {} of audio in {:.1} s, start-up included: {:.0} × real time",
             self.results(),
             self.predicted.len(),
@@ -279,7 +259,7 @@ impl Summary {
             paint::duration(self.audio_s),
             wall.as_secs_f64(),
             self.audio_s / wall.as_secs_f64(),
-        );
+        ));
         // Printed before the verdict on standard error.
         let _ = std::io::stdout().flush();
         let wrong: Vec<&str> = self

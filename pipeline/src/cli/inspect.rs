@@ -10,7 +10,7 @@ use serde::Serialize;
 use tonearm_schemas::reject::{Reject, RejectClass, Stage};
 use tonearm_stages::decode;
 
-use super::{CommandError, CommandResult, paint};
+use super::{CommandError, CommandResult, files, paint, say};
 use crate::telemetry::log;
 
 #[derive(Args)]
@@ -19,7 +19,7 @@ use crate::telemetry::log;
     tonearm inspect --json *.m4a\n\n\
     Frames are counted by decoding the whole file, with the encoder's delay and padding cut off.")]
 pub struct InspectArgs {
-    /// Audio files
+    /// Audio files, or folders of them
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// One JSON object per line: file, codec, sample_rate_hz, channels, frames, duration_s; or file, error {class, message}
@@ -51,7 +51,7 @@ struct Error {
 pub fn main(args: &InspectArgs) -> CommandResult {
     log::init("off", false);
     let mut failed = false;
-    for path in &args.files {
+    for path in &files::expand(&args.files)? {
         let file = path.display().to_string();
         let found = match std::fs::read(path) {
             Ok(bytes) => inspect(&bytes),
@@ -59,18 +59,18 @@ pub fn main(args: &InspectArgs) -> CommandResult {
         };
         if let Found::Error { error } = &found {
             failed = true;
-            eprintln!("tonearm: {file}: {}: {}", error.class, error.message);
+            say::problem(format_args!("{file}: {}: {}", error.class, error.message));
         }
         match (&found, args.json) {
             (_, true) => {
                 let line = serde_json::to_string(&Line { file, found }).map_err(CommandError::failed)?;
-                println!("{line}");
+                say::line(line);
             }
-            (Found::Audio { codec, sample_rate_hz, channels, frames, duration_s }, false) => println!(
+            (Found::Audio { codec, sample_rate_hz, channels, frames, duration_s }, false) => say::line(format_args!(
                 "{file}: {codec}, {sample_rate_hz} Hz, {channels} channel{}, {frames} frames, {}",
                 if *channels == 1 { "" } else { "s" },
                 paint::duration(*duration_s)
-            ),
+            )),
             (Found::Error { .. }, false) => {}
         }
     }

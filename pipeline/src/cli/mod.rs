@@ -2,12 +2,14 @@
 
 mod config;
 mod demo;
+mod files;
 mod inspect;
 mod models;
 mod paint;
 mod predict;
 mod publish;
 mod run;
+mod say;
 mod tail;
 mod topics;
 
@@ -146,7 +148,7 @@ pub fn main() -> ExitCode {
         Command::Models(command) => models::main(global, command),
         Command::Config(command) => config::main(global, command),
         Command::Metrics => {
-            print!("{}", crate::telemetry::metrics::markdown());
+            say::text(crate::telemetry::metrics::markdown());
             Ok(())
         }
     };
@@ -154,7 +156,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(CommandError::Said) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("tonearm: {error}");
+            say::problem(&error);
             ExitCode::from(match error {
                 CommandError::Usage(_) | CommandError::Config(_) => 2,
                 CommandError::Failed(_) | CommandError::Said => 1,

@@ -11,7 +11,7 @@ use tonearm_models::{
 use tonearm_schemas::manifest::FeatureSpec;
 use tonearm_stages::infer::{Precision, TorchScript};
 
-use super::{CommandError, CommandResult, Global};
+use super::{CommandError, CommandResult, Global, say};
 use crate::telemetry::log;
 
 #[derive(Subcommand)]
@@ -48,23 +48,26 @@ pub fn main(global: &Global, command: &ModelsCommand) -> CommandResult {
         ModelsCommand::List => {
             let models = repository::list(dir).map_err(CommandError::failed)?;
             if models.is_empty() {
-                eprintln!("tonearm: no model is in {} (models.dir); `tonearm models import` makes some", dir.display());
+                say::problem(format_args!(
+                    "no model is in {} (models.dir); `tonearm models import` makes some",
+                    dir.display()
+                ));
             }
             for model in &models {
                 match repository::find(dir, model) {
                     Ok(found) => {
                         let manifest = &found.manifest;
                         let FeatureSpec::LogMel(mel) = &manifest.features;
-                        println!(
+                        say::line(format_args!(
                             "{model:20}  {} labels, windows of {:.2} s, {} mel bands at {} Hz, {}",
                             manifest.output.labels.len(),
                             manifest.windows.frames as f64 * manifest.seconds_per_frame(),
                             mel.bands,
                             manifest.audio.sample_rate_hz,
                             manifest.licence
-                        );
+                        ));
                     }
-                    Err(error) => println!("{model:20}  {error}"),
+                    Err(error) => say::line(format_args!("{model:20}  {error}")),
                 }
             }
             Ok(())
@@ -78,7 +81,7 @@ pub fn main(global: &Global, command: &ModelsCommand) -> CommandResult {
                 }
                 let folder = import::import(wheel, model, dir).map_err(CommandError::failed)?;
                 spinner.finish_and_clear();
-                println!("{}", folder.display());
+                say::line(folder.display());
             }
             Ok(())
         }
@@ -94,10 +97,10 @@ pub fn main(global: &Global, command: &ModelsCommand) -> CommandResult {
                     TorchScript::load(&found.file(), &found.manifest, Precision::Float32).map_err(|e| e.to_string())
                 });
                 match loaded {
-                    Ok(_) => println!("{model}: good"),
+                    Ok(_) => say::line(format_args!("{model}: good")),
                     Err(error) => {
                         failed = true;
-                        eprintln!("tonearm: {model}: {error}");
+                        say::problem(format_args!("{model}: {error}"));
                     }
                 }
             }

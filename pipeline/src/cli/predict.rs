@@ -16,7 +16,7 @@ use tonearm_schemas::{
 };
 use tonearm_stages::infer::{Model, TorchScript};
 
-use super::{CommandError, CommandResult, Global, flag, paint};
+use super::{CommandError, CommandResult, Global, files, flag, paint, say};
 use crate::{
     config::Config,
     run::Lease,
@@ -32,7 +32,7 @@ use crate::{
     tonearm predict --model vgg-msd@1.0.0 song.m4a\n\n\
     A file that cannot be predicted is named on standard error, and the exit code is 1.")]
 pub struct PredictArgs {
-    /// Audio files
+    /// Audio files, or folders of them
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// One JSON object per line, schema tonearm.prediction/1
@@ -69,13 +69,14 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
         flag("runtime.workers", "--workers", args.workers),
     ])?;
     log::init(if global.log.is_some() { &config.log.level } else { "error" }, config.log.json);
+    let files = files::expand(&args.files)?;
     let (model, manifest) = load(&config)?;
     let tagger = Tagger::new(model, manifest, config.output, config.limits);
 
     let bar = ProgressBar::hidden();
-    if args.files.len() > 1 && std::io::stderr().is_terminal() {
+    if files.len() > 1 && std::io::stderr().is_terminal() {
         bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
-        bar.set_length(args.files.len() as u64);
+        bar.set_length(files.len() as u64);
         if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} files, {elapsed} ({eta} left)") {
             bar.set_style(style);
         }
@@ -88,7 +89,7 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
         for _ in 0..config.runtime.workers.get() {
             scope.spawn(|| pool.work());
         }
-        for (index, file) in args.files.iter().enumerate() {
+        for (index, file) in files.iter().enumerate() {
             let (tagger, printer) = (&tagger, &printer);
             let task: Task<'_> = Box::new(move |pool| {
                 let name = file.display().to_string();
@@ -160,7 +161,7 @@ impl Printer<'_> {
             }
             Err(message) => {
                 self.failed = true;
-                eprintln!("tonearm: {message}");
+                say::problem(message);
             }
         }
     }

@@ -16,7 +16,7 @@ use rdkafka::{
     producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
 };
 
-use super::{CommandError, CommandResult, Global, flag};
+use super::{CommandError, CommandResult, Global, files, flag, say};
 use crate::{kafka, telemetry::log};
 
 #[derive(Args)]
@@ -27,7 +27,7 @@ use crate::{kafka, telemetry::log};
     Any Kafka client does the same: key = track id, value = the file as it is.\n  \
     kcat -P -b 127.0.0.1:9092 -t audio -k track-1 song.mp3")]
 pub struct PublishArgs {
-    /// Audio files
+    /// Audio files, or folders of them
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Track id, for a single file
@@ -46,14 +46,15 @@ impl PublishArgs {
 }
 
 pub fn main(global: &Global, args: &PublishArgs) -> CommandResult {
-    if args.key.is_some() && args.files.len() > 1 {
-        return Err(CommandError::Usage(format!("--key names one track, but there are {} files", args.files.len())));
+    let files = files::expand(&args.files)?;
+    if args.key.is_some() && files.len() > 1 {
+        return Err(CommandError::Usage(format!("--key names one track, but there are {} files", files.len())));
     }
     let config = global.config([flag("topics.audio", "--topic", args.topic.as_ref())])?;
     log::init(&config.log.level, config.log.json);
     let topic = &config.topics.audio;
 
-    let total: u64 = args.files.iter().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum();
+    let total: u64 = files.iter().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum();
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(total) } else { ProgressBar::hidden() };
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {msg}") {
         bar.set_style(style);
@@ -72,7 +73,7 @@ pub fn main(global: &Global, args: &PublishArgs) -> CommandResult {
     kafka::partitions(producer.client(), &config.kafka, topic).map_err(CommandError::failed)?;
 
     let mut published = 0;
-    for file in &args.files {
+    for file in &files {
         bar.set_message(file.display().to_string());
         match publish(&producer, topic, file, args.key.as_deref()) {
             Ok(()) => published += 1,
@@ -88,9 +89,9 @@ pub fn main(global: &Global, args: &PublishArgs) -> CommandResult {
 
     let failures = std::mem::take(&mut *failures.lock().unwrap_or_else(PoisonError::into_inner));
     let undelivered = failures.iter().filter(|failure| failure.in_delivery).count();
-    println!("{} of {} files published to {topic}", published - undelivered, args.files.len());
+    say::line(format_args!("{} of {} files published to {topic}", published - undelivered, files.len()));
     for failure in &failures {
-        eprintln!("tonearm: {}: {}", failure.file, failure.reason);
+        say::problem(format_args!("{}: {}", failure.file, failure.reason));
     }
     if failures.is_empty() { Ok(()) } else { Err(CommandError::Said) }
 }

@@ -7,7 +7,7 @@ use rdkafka::{
     util::Timeout,
 };
 
-use super::{CommandError, CommandResult, Global, flag};
+use super::{CommandError, CommandResult, Global, flag, say};
 use crate::{
     kafka::{self, FIRST_ANSWER, Logged},
     telemetry::log,
@@ -64,11 +64,11 @@ pub fn main(global: &Global, command: &TopicsCommand) -> CommandResult {
     let mut failed = false;
     for result in results {
         match result {
-            Ok(topic) => println!("{topic}: created with {} partitions", topics.partitions),
-            Err((topic, RDKafkaErrorCode::TopicAlreadyExists)) => println!("{topic}: exists"),
+            Ok(topic) => say::line(format_args!("{topic}: created with {} partitions", topics.partitions)),
+            Err((topic, RDKafkaErrorCode::TopicAlreadyExists)) => say::line(format_args!("{topic}: exists")),
             Err((topic, error)) => {
                 failed = true;
-                eprintln!("tonearm: topic {topic} cannot be created: {error}");
+                say::problem(format_args!("topic {topic} cannot be created: {error}"));
             }
         }
     }

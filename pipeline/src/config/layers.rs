@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use figment::{
     Figment, Metadata, Profile, Provider, Source,
     providers::{Env, Format, Toml},
-    value::{Dict, Map, Num, Tag, Value},
+    value::{Dict, Map, Tag, Value},
 };
 
 use super::{ConfigError, DEFAULTS};
@@ -57,17 +57,18 @@ impl Layers {
         Ok(Self { figment })
     }
 
-    /// The merged options as one table.
+    /// The merged options as one table, and what is wrong with their form: unknown keys, which are left out, and values
+    /// of another type than the default's, which takes their place so that the rest can be checked.
     ///
     /// # Errors
-    /// Unknown keys and values of another type than the default, all of them.
-    pub fn merge(&self) -> Result<toml::Table, ConfigError> {
+    /// The layers cannot be merged at all.
+    pub fn merge(&self) -> Result<(toml::Table, Vec<String>), ConfigError> {
         let fail = |e: figment::Error| ConfigError { problems: e.into_iter().map(|e| e.to_string()).collect() };
         let merged: Dict = self.figment.extract().map_err(fail)?;
         let defaults: Dict = Figment::from(Toml::string(DEFAULTS)).extract().map_err(fail)?;
         let mut problems = Vec::new();
         let table = self.checked("", &merged, &defaults, &mut problems);
-        if problems.is_empty() { Ok(table) } else { Err(ConfigError { problems }) }
+        Ok((table, problems))
     }
 
     fn checked(&self, path: &str, merged: &Dict, defaults: &Dict, problems: &mut Vec<String>) -> toml::Table {
@@ -91,16 +92,17 @@ impl Layers {
                 _ if OPEN_TYPES.contains(&path.as_str()) => Some(plain(value)),
                 (value, default) => same_type(value, default),
             };
-            match converted {
-                Some(value) => _ = table.insert(key.clone(), value),
-                None => problems.push(format!(
+            let value = converted.unwrap_or_else(|| {
+                problems.push(format!(
                     "{path} = {} should be {}, such as {} ({})",
                     plain(value),
                     type_name(default),
                     plain(default),
                     self.written_in(&path)
-                )),
-            }
+                ));
+                plain(default)
+            });
+            table.insert(key.clone(), value);
         }
         table
     }
@@ -147,12 +149,14 @@ fn plain(value: &Value) -> toml::Value {
         Value::String(_, text) => toml::Value::String(text.clone()),
         Value::Char(_, c) => toml::Value::String(c.to_string()),
         Value::Bool(_, b) => toml::Value::Boolean(*b),
-        Value::Num(_, number) => match (number.to_i128().and_then(|n| i64::try_from(n).ok()), number) {
-            (Some(whole), _) => toml::Value::Integer(whole),
-            (None, Num::F32(float)) => toml::Value::Float(f64::from(*float)),
-            (None, Num::F64(float)) => toml::Value::Float(*float),
-            (None, other) => toml::Value::String(format!("{other:?}")),
-        },
+        Value::Num(_, number) => {
+            // figment keeps signed, unsigned and floating numbers apart.
+            let unsigned = number.to_u128().and_then(|n| i64::try_from(n).ok());
+            match number.to_i128().and_then(|n| i64::try_from(n).ok()).or(unsigned) {
+                Some(whole) => toml::Value::Integer(whole),
+                None => toml::Value::Float(number.to_f64().unwrap_or(f64::MAX)),
+            }
+        }
         Value::Empty(..) => toml::Value::String(String::new()),
         Value::Dict(_, dict) => toml::Value::Table(dict.iter().map(|(k, v)| (k.clone(), plain(v))).collect()),
         Value::Array(_, items) => toml::Value::Array(items.iter().map(plain).collect()),

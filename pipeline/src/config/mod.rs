@@ -186,10 +186,10 @@ impl Config {
     /// A key is unknown, or a value has the wrong type or is outside its range; every problem is named, with where it
     /// was written.
     pub fn load(layers: &Layers) -> Result<Self, ConfigError> {
-        let table = layers.merge()?;
+        let (table, problems) = layers.merge()?;
         let written: Written =
             table.try_into().map_err(|e: toml::de::Error| ConfigError { problems: vec![e.message().to_owned()] })?;
-        let mut checks = Checks { layers, problems: Vec::new() };
+        let mut checks = Checks { layers, problems };
         let config = checks.config(written);
         match config {
             Some(config) if checks.problems.is_empty() => Ok(config),

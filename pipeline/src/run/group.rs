@@ -103,8 +103,10 @@ impl ClientContext for Membership {
         }
         for topic in statistics.topics.values() {
             for (&partition, state) in &topic.partitions {
-                if partition >= 0 && state.consumer_lag >= 0 {
-                    metrics::lag(partition, state.consumer_lag);
+                // The stored position is that of our last commit; before the first one there is only the broker's.
+                let lag = if state.consumer_lag_stored >= 0 { state.consumer_lag_stored } else { state.consumer_lag };
+                if partition >= 0 && lag >= 0 {
+                    metrics::lag(partition, lag);
                 }
             }
         }

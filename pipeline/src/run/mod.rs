@@ -363,7 +363,11 @@ impl<'c> Runtime<'c, '_> {
         let started = Instant::now();
         match self.outbox.advance(self.consumer)? {
             Progress::Pending => {}
-            Progress::Committed => {
+            Progress::Committed(positions) => {
+                // Nothing is committed by this; it tells librdkafka's statistics where the group is, for the lag.
+                if let Err(error) = self.consumer.store_offsets(&positions) {
+                    tracing::debug!("the lag is stale: {error}");
+                }
                 let now = Instant::now();
                 let mut records = 0;
                 for shard in self.shards.values_mut() {

@@ -72,11 +72,12 @@ pub enum OutboxError {
 }
 
 /// What became of a commit.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Progress {
     /// It goes on in the next turn.
     Pending,
-    Committed,
+    /// Results are written, and these positions in the input with them.
+    Committed(TopicPartitionList),
     /// What was sent is void; the reason.
     Aborted(String),
 }
@@ -233,7 +234,8 @@ impl Outbox {
             match (step, std::mem::replace(&mut self.state, State::Idle)) {
                 (Ok(()), State::SendOffsets(positions)) => self.state = State::Commit(positions),
                 (Ok(()), State::Abort(reason)) => return Ok(Progress::Aborted(reason)),
-                (Ok(()), _) => return Ok(Progress::Committed),
+                (Ok(()), State::Commit(positions)) => return Ok(Progress::Committed(positions)),
+                (Ok(()), State::Idle | State::Open { .. }) => return Ok(Progress::Pending),
                 (Err(error), state) => match Trouble::of(&error) {
                     Trouble::Fatal => return Err(self.fatal(error)),
                     Trouble::Retry => {

@@ -182,9 +182,13 @@ pub fn install(model: &str) -> Result<PrometheusHandle, BuildError> {
     Ok(handle)
 }
 
-/// The table in docs/metrics.md.
+/// The page docs/metrics.md.
 pub fn markdown() -> String {
-    let mut table = String::from("| metric | kind | unit | labels | meaning |\n| --- | --- | --- | --- | --- |\n");
+    let mut table = String::from(
+        "# Metrics\n\n`tonearm run` serves these at `/metrics` on `admin.listen`, in Prometheus' text format. \
+         This page is written by `tonearm metrics`.\n\n\
+         | metric | kind | unit | labels | meaning |\n| --- | --- | --- | --- | --- |\n",
+    );
     for metric in &METRICS {
         let kind = match metric.kind {
             Kind::Counter => "counter",

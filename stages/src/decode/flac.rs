@@ -12,6 +12,7 @@ use super::{
     Codec, Fault, Opened, Packet, Source, check_rate, corrupt,
     fields::{Bits, Fields},
     tags, unsupported,
+    wav::UNKNOWN_LENGTH,
 };
 
 /// What STREAMINFO says (RFC 9639 §8.2).
@@ -32,11 +33,15 @@ impl StreamInfo {
         let word = block.be64(10).filter(|_| block.len() >= STREAM_INFO_BYTES).ok_or_else(|| {
             corrupt(format!("FLAC STREAMINFO has {} bytes instead of {STREAM_INFO_BYTES}", block.len()))
         })?;
+        let (channels, bits) = ((word >> 41 & 7) + 1, (word >> 36 & 31) + 1);
+        let frames = word & 0xF_FFFF_FFFF;
+        // An encoder that read WAV from a pipe wrote down the length that such WAV makes up: 2 GiB or 4 GiB.
+        let is_made_up = frames * channels * bits.div_ceil(8) >= u64::from(UNKNOWN_LENGTH);
         let info = Self {
             sample_rate_hz: (word >> 44) as u32,
-            channels: (word >> 41 & 7) as u32 + 1,
-            bits: (word >> 36 & 31) as u32 + 1,
-            frames: Some(word & 0xF_FFFF_FFFF).filter(|&frames| frames > 0),
+            channels: channels as u32,
+            bits: bits as u32,
+            frames: Some(frames).filter(|&frames| frames > 0 && !is_made_up),
         };
         check_rate("FLAC", info.sample_rate_hz)?;
         if !(8..=24).contains(&info.bits) {

@@ -11,6 +11,7 @@ mod flac;
 mod mono;
 mod mp3;
 mod mp4;
+mod mp4_fragments;
 mod mp4_samples;
 mod ogg;
 mod pcm;

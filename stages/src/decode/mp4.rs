@@ -6,7 +6,8 @@ use super::{
     Codec, Fault, Opened, aac, corrupt,
     fields::Fields,
     flac,
-    mp4_samples::{Edit, Form, Fragments, Samples, Tables, TrackDefaults},
+    mp4_fragments::{Fragments, TrackDefaults},
+    mp4_samples::{Edit, Form, Samples, Tables, Track},
     no_audio, unsupported,
 };
 
@@ -131,15 +132,7 @@ fn open_track<'a>(bytes: &'a [u8], moov: &'a [u8], trak: &'a [u8]) -> Result<Ope
     }
     let rate = description.sample_rate_hz;
     Ok(Opened {
-        source: Box::new(super::mp4_samples::Track::new(
-            bytes,
-            samples,
-            edit,
-            priming,
-            timescale,
-            rate,
-            description.form,
-        )),
+        source: Box::new(Track::new(bytes, samples, edit, priming, timescale, rate, description.form)),
         codec_name: description.codec_name.into(),
         sample_rate_hz: rate,
         channels: description.channels,

@@ -2,6 +2,9 @@
 
 use super::{Fault, corrupt, unsupported};
 
+/// Of all codebooks together. Encoders need a hundredth of it; a few bytes could claim 2^48.
+const MAX_VALUES: u64 = 1 << 22;
+
 /// What is needed of the setup header.
 pub struct Setup {
     /// For every mode, whether its block is the long one.
@@ -54,7 +57,8 @@ impl Setup {
     pub fn read(packet: &[u8], channels: u32, block_sizes: [u32; 2]) -> Result<Self, Fault> {
         let body = packet.strip_prefix(b"\x05vorbis").ok_or_else(|| corrupt("Vorbis has no setup header"))?;
         let mut bits = Bits { bytes: body, at: 0 };
-        let dimensions = repeat(&mut bits, 8, codebook)?;
+        let mut values = 0;
+        let dimensions = repeat(&mut bits, 8, |bits| codebook(bits, &mut values))?;
         // Time domain transforms: a placeholder of the format.
         repeat(&mut bits, 6, |bits| Ok(bits.read(16)))?;
         repeat(&mut bits, 6, floor)?;
@@ -85,12 +89,16 @@ fn repeat<T>(
     Ok(items)
 }
 
-/// Gives the codebook's dimensions (§3.2.1).
-fn codebook(bits: &mut Bits<'_>) -> Result<u32, Fault> {
+/// Gives the codebook's dimensions (§3.2.1). `values`: how many all codebooks so far unfold to.
+fn codebook(bits: &mut Bits<'_>, values: &mut u64) -> Result<u32, Fault> {
     if bits.read(24) != 0x56_43_42 {
         return Err(corrupt("Vorbis setup header has a codebook without its mark"));
     }
     let (dimensions, entries) = (bits.read(16), bits.read(24));
+    *values += u64::from(entries) * u64::from(dimensions.max(1));
+    if *values > MAX_VALUES {
+        return Err(corrupt(format!("Vorbis codebooks unfold to {values} values; up to {MAX_VALUES} are allowed")));
+    }
     if bits.flag() {
         bits.read(5);
         let mut entry = 0;
@@ -154,10 +162,15 @@ fn floor(bits: &mut Bits<'_>) -> Result<(), Fault> {
             }
             bits.read(2);
             let range_bits = bits.read(4);
+            let mut positions = vec![0, 1 << range_bits];
             for class in classes {
                 for _ in 0..dimensions[class as usize] {
-                    bits.read(range_bits);
+                    positions.push(bits.read(range_bits));
                 }
+            }
+            positions.sort_unstable();
+            if positions.windows(2).any(|two| two[0] == two[1]) {
+                return Err(corrupt("Vorbis has a floor with two points at one position"));
             }
         }
         kind => return Err(corrupt(format!("Vorbis has a floor of type {kind}; 0 and 1 are defined"))),

@@ -12,7 +12,7 @@ use super::{
 /// Frames in one piece.
 const PIECE_FRAMES: usize = 4096;
 /// Writers into a pipe cannot go back to fill in the length: 0 and all ones (ffmpeg), 0x7FFFF000 and above (sox).
-const UNKNOWN_LENGTH: u32 = 0x7FFF_F000;
+pub const UNKNOWN_LENGTH: u32 = 0x7FFF_F000;
 
 pub fn open(bytes: &[u8]) -> Result<Opened<'_>, Fault> {
     let big_endian = bytes.starts_with(b"RIFX");

@@ -1,0 +1,117 @@
+//! A real Kafka, and topics and groups on it that nobody else uses.
+
+use std::{
+    process::{Command, Stdio},
+    sync::OnceLock,
+    time::Duration,
+};
+
+use rdkafka::{
+    ClientConfig,
+    admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication},
+    client::DefaultClientContext,
+    util::Timeout,
+};
+
+use super::chance;
+
+/// The broker's address. It is started at the first call, and ends with the tests however they end: one broker for all
+/// test programs of a `cargo test`, or one for this program where it was started by hand.
+pub fn brokers() -> &'static str {
+    static BROKERS: OnceLock<String> = OnceLock::new();
+    BROKERS.get_or_init(|| {
+        let owner = match std::env::var_os("CARGO") {
+            Some(_) => std::os::unix::process::parent_id(),
+            None => std::process::id(),
+        };
+        start(&format!("tonearm-tests-{owner}"), owner)
+    })
+}
+
+/// Starts a broker whose data is under `name` in the folder for temporary files, and that ends with the process `owner`.
+pub fn start(name: &str, owner: u32) -> String {
+    let script = crate::root().join("scripts/kafka");
+    let output = Command::new(&script)
+        .args(["up", "--port", "auto", "--while", &owner.to_string(), "--data"])
+        .arg(std::env::temp_dir().join(name))
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap_or_else(|e| panic!("{} cannot be run: {e}", script.display()));
+    let address = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    assert!(output.status.success() && !address.is_empty(), "Kafka did not start");
+    address
+}
+
+/// Topics and a group of one test.
+pub struct Topics {
+    pub audio: String,
+    pub predictions: String,
+    pub rejected: String,
+    pub group: String,
+}
+
+impl Topics {
+    /// Topics that all have as many `partitions`.
+    pub fn new(partitions: i32) -> Self {
+        Self::with_partitions(partitions, partitions)
+    }
+
+    /// Topics with partitions of their own number for audio and for results.
+    pub fn with_partitions(audio: i32, results: i32) -> Self {
+        let topics = Self::unmade();
+        create(&[(&topics.audio, audio), (&topics.predictions, results), (&topics.rejected, results)]);
+        topics
+    }
+
+    /// Names of topics that do not exist.
+    pub fn unmade() -> Self {
+        let name = chance::name("audio");
+        Self {
+            predictions: format!("{name}.predictions"),
+            rejected: format!("{name}.rejected"),
+            group: format!("{name}.group"),
+            audio: name,
+        }
+    }
+
+    /// Lets the broker wait this long for a sign of life of a member of the group, before it gives its partitions to
+    /// others. 3 s is the least our broker allows.
+    pub fn session_timeout(&self, timeout: Duration) {
+        let value = timeout.as_millis().to_string();
+        let change = AlterConfig::new(ResourceSpecifier::Group(&self.group)).set("consumer.session.timeout.ms", &value);
+        let results = run(admin().alter_configs([&change], &options())).expect("the broker answers");
+        for result in results {
+            result.unwrap_or_else(|e| panic!("the group's session timeout cannot be set: {e:?}"));
+        }
+    }
+
+    /// The options that make the program use these.
+    pub fn options(&self) -> [(&'static str, &str); 4] {
+        [
+            ("TONEARM__TOPICS__AUDIO", &self.audio),
+            ("TONEARM__TOPICS__PREDICTIONS", &self.predictions),
+            ("TONEARM__TOPICS__REJECTED", &self.rejected),
+            ("TONEARM__KAFKA__GROUP_ID", &self.group),
+        ]
+    }
+}
+
+fn create(topics: &[(&String, i32)]) {
+    let new: Vec<NewTopic<'_>> =
+        topics.iter().map(|(name, partitions)| NewTopic::new(name, *partitions, TopicReplication::Fixed(1))).collect();
+    for result in run(admin().create_topics(&new, &options())).expect("the broker answers") {
+        result.unwrap_or_else(|(topic, e)| panic!("topic {topic} cannot be made: {e}"));
+    }
+}
+
+fn admin() -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("an admin client")
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(Timeout::After(Duration::from_secs(30))))
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
+}

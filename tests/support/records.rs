@@ -1,0 +1,236 @@
+//! A stranger's Kafka client: it knows the topics, and nothing of Tonearm's code.
+
+use std::{
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    ClientConfig, ClientContext, Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, RDKafkaErrorCode},
+    message::{BorrowedMessage, DeliveryResult, Header, Headers, OwnedHeaders},
+    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+};
+use tonearm_schemas::prediction::Prediction;
+
+use super::broker::brokers;
+use crate::PATIENCE;
+
+type Fields = Vec<(String, Option<Vec<u8>>)>;
+
+/// A record to publish.
+#[derive(Clone, Debug, Default)]
+pub struct Input {
+    pub partition: i32,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Fields,
+    pub timestamp_ms: Option<i64>,
+}
+
+impl Input {
+    pub fn new(partition: i32, key: &str, value: Vec<u8>) -> Self {
+        Self { partition, key: Some(key.as_bytes().to_vec()), value: Some(value), ..Self::default() }
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), Some(value.as_bytes().to_vec())));
+        self
+    }
+}
+
+/// A record that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Fields,
+    pub timestamp_ms: Option<i64>,
+}
+
+impl Record {
+    fn of(message: &BorrowedMessage<'_>) -> Self {
+        let headers = message.headers().into_iter().flat_map(Headers::iter);
+        Self {
+            topic: message.topic().to_owned(),
+            partition: message.partition(),
+            offset: message.offset(),
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().map(<[u8]>::to_vec),
+            headers: headers.map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect(),
+            timestamp_ms: message.timestamp().to_millis(),
+        }
+    }
+
+    /// Every value of the header `name`, as text.
+    pub fn header(&self, name: &str) -> Vec<String> {
+        let named = self.headers.iter().filter(|(key, _)| key == name);
+        named.map(|(_, value)| String::from_utf8_lossy(value.as_deref().unwrap_or_default()).into_owned()).collect()
+    }
+
+    pub fn prediction(&self) -> Prediction {
+        let value = self.value.as_deref().unwrap_or_default();
+        serde_json::from_slice(value)
+            .unwrap_or_else(|e| panic!("{} is no prediction: {e}", String::from_utf8_lossy(value)))
+    }
+
+    pub fn key_text(&self) -> String {
+        String::from_utf8_lossy(self.key.as_deref().unwrap_or_default()).into_owned()
+    }
+}
+
+/// Publishes `inputs` in their order and returns the offset of each, once the broker has all of them.
+pub fn publish(topic: &str, inputs: &[Input]) -> Vec<i64> {
+    let producer: ThreadedProducer<Deliveries> = ClientConfig::new()
+        .set("bootstrap.servers", brokers())
+        .set("enable.idempotence", "true")
+        .set("message.max.bytes", "70000000")
+        .create_with_context(Deliveries::default())
+        .expect("a producer");
+    for (index, input) in inputs.iter().enumerate() {
+        let mut headers = OwnedHeaders::new();
+        for (key, value) in &input.headers {
+            headers = headers.insert(Header { key, value: value.as_ref() });
+        }
+        let mut record: BaseRecord<'_, [u8], [u8], usize> = BaseRecord::with_opaque_to(topic, index);
+        record.partition = Some(input.partition);
+        record.key = input.key.as_deref();
+        record.payload = input.value.as_deref();
+        record.timestamp = input.timestamp_ms;
+        record.headers = Some(headers);
+        while let Err((error, back)) = producer.send(record) {
+            assert_eq!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::QueueFull), "cannot publish: {error}");
+            std::thread::sleep(Duration::from_millis(10));
+            record = back;
+        }
+    }
+    producer.flush(PATIENCE).expect("the broker takes what is published");
+    let delivered = producer.context().0.lock().expect("no panic while it is held");
+    let mut offsets = vec![None; inputs.len()];
+    for (index, offset) in delivered.iter() {
+        offsets[*index] = Some(offset.clone().expect("the broker takes what is published"));
+    }
+    offsets.into_iter().map(|offset| offset.expect("every record is delivered once")).collect()
+}
+
+#[derive(Default)]
+struct Deliveries(Mutex<Vec<(usize, Result<i64, KafkaError>)>>);
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, index: usize) {
+        let offset = match result {
+            Ok(message) => Ok(message.offset()),
+            Err((error, _)) => Err(error.clone()),
+        };
+        self.0.lock().expect("no panic while it is held").push((index, offset));
+    }
+}
+
+/// Reads the committed records of topics as they come, from their beginning, in no group.
+pub struct Reader {
+    consumer: BaseConsumer,
+    partitions: usize,
+}
+
+impl Reader {
+    pub fn new(topics: &[&str]) -> Self {
+        Self::of_isolation(topics, "read_committed")
+    }
+
+    fn of_isolation(topics: &[&str], isolation: &str) -> Self {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", brokers())
+            .set("group.id", "a-stranger")
+            .set("enable.auto.commit", "false")
+            .set("isolation.level", isolation)
+            .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", "50")
+            .create()
+            .expect("a consumer");
+        let mut assignment = TopicPartitionList::new();
+        for topic in topics {
+            let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).expect("the broker answers");
+            for partition in metadata.topics()[0].partitions() {
+                assignment.add_partition_offset(topic, partition.id(), Offset::Beginning).expect("an offset");
+            }
+        }
+        consumer.assign(&assignment).expect("an assignment");
+        Self { consumer, partitions: assignment.count() }
+    }
+
+    /// The next record, if one comes within `patience`.
+    pub fn next(&self, patience: Duration) -> Option<Record> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.consumer.poll(deadline.saturating_duration_since(Instant::now())) {
+                Some(Ok(message)) => return Some(Record::of(&message)),
+                Some(Err(KafkaError::PartitionEOF(_))) => {}
+                Some(Err(error)) => panic!("cannot read results: {error}"),
+                None => return None,
+            }
+        }
+    }
+
+    /// The next `count` records.
+    ///
+    /// # Panics
+    /// None comes for the usual patience.
+    pub fn take(&self, count: usize) -> Vec<Record> {
+        let mut records = Vec::with_capacity(count);
+        while records.len() < count {
+            match self.next(PATIENCE) {
+                Some(record) => records.push(record),
+                None => panic!("{} of {count} results came, and none for {} s", records.len(), PATIENCE.as_secs()),
+            }
+        }
+        records
+    }
+}
+
+/// Every committed record of `topic`, partition by partition, each in its order.
+pub fn read_all(topic: &str) -> Vec<Record> {
+    read_to_end(&Reader::new(&[topic]), topic)
+}
+
+/// Every record of `topic`, whether committed or not.
+pub fn read_uncommitted(topic: &str) -> Vec<Record> {
+    read_to_end(&Reader::of_isolation(&[topic], "read_uncommitted"), topic)
+}
+
+fn read_to_end(reader: &Reader, topic: &str) -> Vec<Record> {
+    let (mut records, mut ended) = (Vec::new(), std::collections::BTreeSet::new());
+    while ended.len() < reader.partitions {
+        match reader.consumer.poll(PATIENCE) {
+            Some(Ok(message)) => records.push(Record::of(&message)),
+            Some(Err(KafkaError::PartitionEOF(partition))) => _ = ended.insert(partition),
+            Some(Err(error)) => panic!("cannot read {topic}: {error}"),
+            None => panic!("the end of {topic} is not reached"),
+        }
+    }
+    records.sort_by_key(|record| (record.partition, record.offset));
+    records
+}
+
+/// What `group` has committed: the next offset of each partition of `topic`, None before the first commit.
+pub fn committed(group: &str, topic: &str, partitions: i32) -> Vec<Option<i64>> {
+    let consumer: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", brokers()).set("group.id", group).create().expect("a consumer");
+    let mut asked = TopicPartitionList::new();
+    (0..partitions).for_each(|partition| _ = asked.add_partition(topic, partition));
+    let found = consumer.committed_offsets(asked, PATIENCE).expect("the broker answers");
+    let offset = |partition| found.find_partition(topic, partition).map(|found| found.offset());
+    (0..partitions)
+        .map(|partition| match offset(partition) {
+            Some(Offset::Offset(offset)) => Some(offset),
+            _ => None,
+        })
+        .collect()
+}
