@@ -2,7 +2,7 @@
 # and compiled crates between builds.
 #
 #   docker build -t tonearm .
-#   docker run --rm -v "$PWD/tests/music:/music:ro" tonearm predict /music/*
+#   docker run --rm -v "$PWD:/music:ro" tonearm predict /music/song.mp3
 
 FROM rust:1.95.0-slim-bookworm AS build
 RUN apt-get update \

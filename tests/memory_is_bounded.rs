@@ -1,1 +1,88 @@
+//! However long the backlog, memory holds the configured bytes in flight and no more; a full queue pauses its partition.
 
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use tonearm_tests::{
+    audio::wav,
+    broker::Topics,
+    program::Run,
+    records::{Input, Reader, publish, read_all},
+    wait,
+};
+
+const PARTITIONS: i32 = 4;
+const MIB: u64 = 1 << 20;
+const IN_FLIGHT_MIB: u64 = 8;
+/// 0.7 s of 8 channels at 192 kHz, 2.05 MiB: as large as possible for the little there is to compute.
+const RECORD_S: f32 = 0.7;
+const RECORDS: usize = 120;
+/// What may be held beyond a process at work on one record per worker: the bytes in flight; what librdkafka reads ahead
+/// (32 MiB, and one fetch of 16 MiB more); as much again for the buffers these were read into.
+const ALLOWED_MIB: u64 = IN_FLIGHT_MIB + 2 * (32 + 16);
+
+#[test]
+fn a_backlog_far_larger_than_the_limit_is_worked_off_within_it() {
+    let topics = Topics::new(PARTITIONS);
+    let inputs = |count: usize| -> Vec<Input> {
+        let record = wav(220.0, RECORD_S, 192_000, 8);
+        (0..count).map(|n| Input::new(n as i32 % PARTITIONS, &format!("track-{n}"), record.clone())).collect()
+    };
+    let running = Run::new(&topics).set("runtime.in_flight_mib", IN_FLIGHT_MIB).set("runtime.workers", 2).ready();
+    let reader = Reader::new(&[&topics.predictions]);
+    // Every worker has its buffers, libtorch its memory, before anything is measured.
+    const WARM_UP: usize = 8;
+    publish(&topics.audio, &inputs(WARM_UP));
+    reader.take(WARM_UP);
+    let before = running.memory("VmHWM");
+
+    let backlog = inputs(RECORDS);
+    let backlog_bytes: usize = backlog.iter().filter_map(|input| input.value.as_ref()).map(Vec::len).sum();
+    assert!(backlog_bytes as u64 > 2 * ALLOWED_MIB * MIB, "the backlog must be larger than what may be held");
+    let done = AtomicBool::new(false);
+    let (mut paused, mut in_flight) = (0.0, 0.0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            publish(&topics.audio, &backlog);
+            reader.take(RECORDS);
+            done.store(true, Ordering::Relaxed);
+        });
+        wait("the backlog's end", || {
+            let metrics = running.metrics();
+            paused = metrics.value("tonearm_paused_partitions").max(paused);
+            in_flight = metrics.sum("tonearm_in_flight_bytes").max(in_flight);
+            done.load(Ordering::Relaxed).then_some(())
+        });
+    });
+
+    let grown = running.memory("VmHWM") - before;
+    println!("{} MiB before, {} MiB more for {} MiB", before / MIB, grown / MIB, backlog_bytes as u64 / MIB);
+    assert!(grown <= ALLOWED_MIB * MIB, "grown by {} MiB, allowed are {ALLOWED_MIB}", grown / MIB);
+    assert!(paused > 0.0, "no partition was ever paused");
+    // Each partition may go over its share by the record that fills it.
+    let record_bytes = backlog_bytes as f64 / RECORDS as f64;
+    let most = (IN_FLIGHT_MIB * MIB) as f64 + f64::from(PARTITIONS) * (record_bytes + 4096.0);
+    assert!(in_flight <= most, "{in_flight} bytes in flight, {most} are allowed");
+    assert!(in_flight > 0.0);
+
+    wait("all partitions resumed and nothing in flight", || {
+        let metrics = running.metrics();
+        let idle = metrics.value("tonearm_paused_partitions") == 0.0 && metrics.sum("tonearm_in_flight_bytes") == 0.0;
+        idle.then_some(())
+    });
+    running.stop();
+    assert_eq!(read_all(&topics.predictions).len(), RECORDS + WARM_UP);
+}
+
+#[test]
+fn a_record_larger_than_the_limit_is_worked_on_alone() {
+    let topics = Topics::new(1);
+    let large = wav(220.0, 0.7, 192_000, 8);
+    let inputs: Vec<Input> = (0..4).map(|n| Input::new(0, &format!("track-{n}"), large.clone())).collect();
+    publish(&topics.audio, &inputs);
+    let running = Run::new(&topics).set("runtime.in_flight_mib", 1).start();
+    Reader::new(&[&topics.predictions]).take(inputs.len());
+    running.stop();
+}

@@ -118,7 +118,7 @@ pub fn import(wheel: &Path, model: &Importable, dir: &Path) -> Result<PathBuf, I
         let path = unfinished.join(FILE_NAME);
         fs::write(&path, manifest.to_toml()).map_err(|e| write(&path, e))?;
         match fs::remove_dir_all(&folder) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(write(&folder, e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(write(&folder, e)),
             _ => fs::rename(&unfinished, &folder).map_err(|e| write(&folder, e)),
         }
     })();

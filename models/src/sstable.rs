@@ -6,6 +6,9 @@
 const MAGIC: u64 = 0xdb47_7524_8b80_fb57;
 const FOOTER_LEN: usize = 48;
 
+/// A key and its value.
+type Row = (Vec<u8>, Vec<u8>);
+
 /// Where a table breaks the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SstableError {
@@ -21,7 +24,7 @@ pub enum SstableError {
 ///
 /// # Errors
 /// The bytes are not a whole, uncompressed table.
-pub fn entries(table: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, SstableError> {
+pub fn entries(table: &[u8]) -> Result<Vec<Row>, SstableError> {
     let footer = table.len().checked_sub(FOOTER_LEN).and_then(|at| table.get(at..)).ok_or(SstableError::Footer)?;
     if !footer.ends_with(&MAGIC.to_le_bytes()) {
         return Err(SstableError::Footer);
@@ -38,7 +41,7 @@ pub fn entries(table: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, SstableError> {
 }
 
 /// The entries of the block at `(offset, length)`.
-fn block(table: &[u8], (offset, length): (usize, usize)) -> Result<Vec<(Vec<u8>, Vec<u8>)>, SstableError> {
+fn block(table: &[u8], (offset, length): (usize, usize)) -> Result<Vec<Row>, SstableError> {
     let damaged = SstableError::Block { at: offset };
     let end = offset.checked_add(length).ok_or(damaged)?;
     let bytes = table.get(offset..end).ok_or(damaged)?;
@@ -53,7 +56,7 @@ fn block(table: &[u8], (offset, length): (usize, usize)) -> Result<Vec<(Vec<u8>,
     let rows = bytes.len().checked_sub(tail).and_then(|len| bytes.get(..len)).ok_or(damaged)?;
 
     let mut reader = Reader { bytes: rows, at: 0 };
-    let mut entries: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    let mut entries: Vec<Row> = Vec::new();
     while reader.at < rows.len() {
         let mut entry = || {
             let (shared, rest, value) = (reader.varint()?, reader.varint()?, reader.varint()?);

@@ -35,6 +35,12 @@ pub enum ClientError {
     Topic { topic: String, brokers: String, source: RDKafkaErrorCode },
 }
 
+/// librdkafka's highest limit for a record: whether a record is too large is for the topic to say when it is written, and
+/// for `limits.max_record_mib` when it is read. A reject is as large as its input, and must never be refused by us.
+pub const MAX_RECORD_BYTES: &str = "1000000000";
+/// What a consumer takes in one response; librdkafka wants it above the largest record.
+pub const MAX_RESPONSE_BYTES: &str = "1100000000";
+
 /// What every client has in common.
 pub fn client_config(kafka: &Kafka) -> ClientConfig {
     let mut config = ClientConfig::new();

@@ -135,7 +135,9 @@ fn wav_samples_are_exact_in_every_width() {
     let floats: Vec<u8> = [0.1f32, -1.5, 0.0, 1.0].iter().flat_map(|x| x.to_le_bytes()).collect();
     let doubles: Vec<u8> = [0.25f64, -1.0].iter().flat_map(|x| x.to_le_bytes()).collect();
     let shorts: Vec<u8> = [1i16, -32768, 32767, 0].iter().flat_map(|x| x.to_le_bytes()).collect();
-    let cases: [(u16, u16, u16, &[u8], &[f32]); 8] = [
+    // Format tag, bits, bytes of a sample, samples as stored, samples as decoded.
+    type Case<'a> = (u16, u16, u16, &'a [u8], &'a [f32]);
+    let cases: [Case<'_>; 8] = [
         (1, 8, 1, &[0, 128, 255], &[-1.0, 0.0, 127.0 / 128.0]),
         (1, 16, 2, &shorts, &[1.0 / 32768.0, -1.0, 32767.0 / 32768.0, 0.0]),
         (1, 24, 3, &[1, 0, 0, 0, 0, 0x80], &[1.0 / 8_388_608.0, -1.0]),

@@ -63,7 +63,7 @@ pub fn main(global: &Global, args: &PublishArgs) -> CommandResult {
     let mut client = kafka::client_config(&config.kafka);
     client
         .set("enable.idempotence", "true")
-        .set("message.max.bytes", (config.limits.max_record_bytes + (1 << 20)).to_string())
+        .set("message.max.bytes", kafka::MAX_RECORD_BYTES)
         // What is in memory at once, besides the file being read.
         .set("queue.buffering.max.kbytes", "131072");
     let deliveries = Deliveries { bar: bar.clone(), failures: Arc::default() };

@@ -81,7 +81,7 @@ pub fn follow(config: &Config, topics: &[&str], start: Offset) -> Result<BaseCon
         .set("enable.auto.commit", "false")
         .set("isolation.level", "read_committed")
         .set("fetch.wait.max.ms", "50")
-        .set("receive.message.max.bytes", (config.limits.max_record_bytes + (64 << 20)).to_string());
+        .set("receive.message.max.bytes", kafka::MAX_RESPONSE_BYTES);
     let consumer: BaseConsumer<Logged> =
         kafka::with_properties(client, &config.kafka).create_with_context(Logged).map_err(CommandError::failed)?;
     let mut assignment = TopicPartitionList::new();

@@ -218,8 +218,8 @@ mod tests {
                 ledger.mark_sent();
             }
             ledger.commit();
-            prop_assert_eq!(ledger.is_drained(), (ledger.len() == 0) || !unsettled.contains(&accepted[accepted.len() - ledger.len()]));
-            if (ledger.len() == 0) {
+            prop_assert_eq!(ledger.is_drained(), ledger.len() == 0 || !unsettled.contains(&accepted[accepted.len() - ledger.len()]));
+            if ledger.len() == 0 {
                 prop_assert_eq!(ledger.bytes(), 0);
             }
         }

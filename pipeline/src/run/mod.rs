@@ -133,7 +133,7 @@ fn consumer(config: &Config, health: &Health, wake: Sender<()>) -> Result<GroupC
         // What librdkafka reads ahead of us; the bytes in flight are ours to bound.
         .set("queued.max.messages.kbytes", "32768")
         .set("fetch.max.bytes", "16777216")
-        .set("receive.message.max.bytes", (config.limits.max_record_bytes + (64 << 20)).to_string())
+        .set("receive.message.max.bytes", kafka::MAX_RESPONSE_BYTES)
         .set("fetch.wait.max.ms", "100")
         // The loop polls while records are worked on, so this only ends a process that hangs.
         .set("max.poll.interval.ms", "300000");

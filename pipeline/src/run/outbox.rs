@@ -113,8 +113,7 @@ impl Outbox {
         let mut client = kafka::client_config(kafka);
         client
             .set("enable.idempotence", "true")
-            // A rejected record is as large as its input, and its headers come on top.
-            .set("message.max.bytes", (config.limits.max_record_bytes + (1 << 20)).to_string())
+            .set("message.max.bytes", kafka::MAX_RECORD_BYTES)
             .set("compression.type", "lz4")
             // The commit asks for what is there; waiting for more would only add latency.
             .set("linger.ms", "0");

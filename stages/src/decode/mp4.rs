@@ -18,6 +18,8 @@ pub struct Atom<'a> {
     /// Of its header, in the bytes that were walked.
     pub start: usize,
     pub body: &'a [u8],
+    /// Where the next box is, in the bytes that were walked.
+    pub end: usize,
     pub cut: bool,
 }
 
@@ -37,7 +39,7 @@ pub fn atoms(bytes: &[u8], mut at: usize) -> impl Iterator<Item = Atom<'_>> {
         let end = start.saturating_add(size);
         at = end;
         let body = bytes.get(start + head..end.min(bytes.len()))?;
-        Some(Atom { kind, start, body, cut: end > bytes.len() })
+        Some(Atom { kind, start, body, end, cut: end > bytes.len() })
     })
 }
 

@@ -58,8 +58,7 @@ impl<'a> Fragments<'a> {
                 if atom.cut && matches!(&atom.kind, b"moof" | b"mdat") {
                     return Err(cut());
                 }
-                let body_at = atom.body.as_ptr() as usize - self.bytes.as_ptr() as usize;
-                self.at = body_at + atom.body.len();
+                self.at = atom.end;
                 if &atom.kind == b"moof" {
                     self.read_moof(atom.body, atom.start as u64)?;
                 }

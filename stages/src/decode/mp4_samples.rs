@@ -135,7 +135,7 @@ impl<'a> Tables<'a> {
         let index = self.sample as usize;
         let size = match self.size_bits {
             0 => Some(self.fixed_size),
-            4 => self.sizes.u8(index / 2).map(|two| u32::from(if index % 2 == 0 { two >> 4 } else { two & 15 })),
+            4 => self.sizes.u8(index / 2).map(|two| u32::from(if index & 1 == 0 { two >> 4 } else { two & 15 })),
             8 => self.sizes.u8(index).map(u32::from),
             16 => self.sizes.be16(index * 2).map(u32::from),
             _ => self.sizes.be32(index * 4),
