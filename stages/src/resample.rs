@@ -132,10 +132,6 @@ impl Blocks {
         let bins = len_in.min(len_out) / 2 + 1;
         let mut response = response(len_in, half_width, CUTOFF / in_per_low);
         response.truncate(bins);
-        // The last bin is the lower Nyquist frequency: nothing there, and nothing a real signal could not have.
-        if let Some(last) = response.last_mut() {
-            *last = 0.0;
-        }
         let scratch = vec![Complex::default(); forward.get_scratch_len().max(inverse.get_scratch_len())];
         Self {
             response,
@@ -180,6 +176,10 @@ impl Blocks {
             *to = from * gain;
         }
         self.bins_out[self.response.len()..].fill(Complex::default());
+        // The outer bins of a real signal are real; here the last is -120 dB of what the input had there, or NaN.
+        for outer in [0, self.bins_out.len() - 1] {
+            self.bins_out[outer].im = 0.0;
+        }
         let inverse = self.inverse.process_with_scratch(&mut self.bins_out, &mut self.work_out, &mut self.scratch[..]);
         debug_assert!(forward.is_ok() && inverse.is_ok());
 

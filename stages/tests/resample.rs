@@ -276,6 +276,17 @@ fn a_rate_that_is_not_allowed_is_named_with_the_range() {
     assert_eq!(message(768_000, 8_000), None);
 }
 
+/// A model must not score what is not a sound: the scores of NaN are NaN, and those are rejected.
+#[test]
+fn a_sample_that_is_no_number_is_none_at_the_other_rate() {
+    for (in_hz, wrong) in [(44_100, f32::NAN), (48_000, f32::INFINITY), (8_000, f32::NAN), (16_000, f32::NAN)] {
+        let mut samples = noise(in_hz as usize);
+        samples[in_hz as usize / 2] = wrong;
+        let out = resample(in_hz, 16_000, &samples);
+        assert!(out[8_000].is_nan() && out.len() == 16_000, "{in_hz} Hz");
+    }
+}
+
 #[test]
 fn coprime_rates_at_both_ends_of_the_range_work() {
     let out = resample(767_957, 191_999, &vec![1.0; 767_957]);

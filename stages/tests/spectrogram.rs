@@ -52,7 +52,15 @@ fn specs() -> [(LogMelSpec, u32); 5] {
         ),
         (LogMelSpec { n_fft: 2048, hop: 512, bands: 128, max_hz: 11_025.0, ..MUSICNN }, 22_050),
         (
-            LogMelSpec { n_fft: 1024, hop: 1024, power: 1.5, min_hz: 30.0, max_hz: 16_000.0, log: natural, ..MUSICNN },
+            LogMelSpec {
+                n_fft: 1024,
+                hop: 1024,
+                power: 1.5,
+                min_hz: 1_200.0,
+                max_hz: 16_000.0,
+                log: natural,
+                ..MUSICNN
+            },
             44_100,
         ),
         // More bands than bins below 1 kHz: some bands hold no bin at all.
