@@ -20,8 +20,8 @@ const IN_FLIGHT_MIB: u64 = 8;
 const RECORD_S: f32 = 0.7;
 const RECORDS: usize = 120;
 /// What may be held beyond a process at work on one record per worker: the bytes in flight; what librdkafka reads ahead
-/// (32 MiB, and one fetch of 16 MiB more); as much again for the buffers these were read into.
-const ALLOWED_MIB: u64 = IN_FLIGHT_MIB + 2 * (32 + 16);
+/// (32 MiB, and a fetch of 16 MiB more); 24 MiB for an allocator's gaps. Seen are 30.
+const ALLOWED_MIB: u64 = IN_FLIGHT_MIB + 32 + 16 + 24;
 
 #[test]
 fn a_backlog_far_larger_than_the_limit_is_worked_off_within_it() {

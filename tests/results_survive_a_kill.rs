@@ -101,7 +101,11 @@ fn a_process_that_is_killed_again_and_again_loses_and_repeats_nothing() {
 
 #[test]
 fn a_process_that_is_stopped_again_and_again_loses_and_repeats_nothing() {
-    end_again_and_again(|running| _ = running.stop());
+    end_again_and_again(|running| {
+        // A program answers signals once it is up.
+        running.wait_until_ready();
+        running.stop();
+    });
 }
 
 #[test]

@@ -11,9 +11,9 @@ use tonearm_tests::{
     root,
 };
 
-/// Design: within 1e-3 of musicnn on the same PCM. TensorFlow's and libtorch's arithmetic differ by 1e-5 or so; a frame
-/// that is off by one sample moves scores by 1e-2.
-const TOLERANCE: f32 = 1e-3;
+/// A tenth of what is promised. TensorFlow's and libtorch's float32 differ by 1e-6; frames off by one sample, or a batch
+/// norm with another epsilon, move scores by more than 1e-3.
+const TOLERANCE: f32 = 1e-4;
 /// The part of the golden PCM that is shorter than one window.
 const SHORT: std::ops::Range<usize> = 56_000..86_001;
 

@@ -105,14 +105,14 @@ fn a_sine_in_the_pass_band_is_the_same_sine_at_the_other_rate() {
         for part in [0.003, 0.07, 0.3, 0.6, 0.85, 0.9, 0.913] {
             let Heard { gain, quadrature, rest } = hear(in_hz, out_hz, part);
             let at = format!("{in_hz} to {out_hz} Hz at {part} of Nyquist");
-            assert!(db(gain).abs() < 0.001, "{at}: gain {gain}");
+            assert!(db(gain).abs() < 1e-4, "{at}: gain {gain}");
             assert!(quadrature.abs() < 2e-6, "{at}: quadrature {quadrature}");
-            assert!(db(rest) < -110.0, "{at}: {:.1} dB of something else", db(rest));
+            assert!(db(rest) < -125.0, "{at}: {:.1} dB of something else", db(rest));
         }
     }
 }
 
-/// The contract is 100 dB; in f32 the filter reaches 115.
+/// The contract is 100 dB; the filter reaches 120 and more in f32.
 #[test]
 fn nothing_is_heard_of_a_sine_in_the_stop_band() {
     for (in_hz, out_hz) in pairs().filter(|(in_hz, out_hz)| in_hz > out_hz) {
@@ -122,7 +122,7 @@ fn nothing_is_heard_of_a_sine_in_the_stop_band() {
                 let hz = part * f64::from(out_hz) / 2.0;
                 let out = resample(in_hz, out_hz, &sine(hz, in_hz, in_hz as usize / 4));
                 let level = db(rms(out[120..out.len() - 120].iter().map(|&y| f64::from(y))) * f64::sqrt(2.0));
-                assert!(level < -115.0, "{in_hz} to {out_hz} Hz at {part} of Nyquist: {level:.1} dB");
+                assert!(level < -120.0, "{in_hz} to {out_hz} Hz at {part} of Nyquist: {level:.1} dB");
             }
         }
     }
@@ -134,7 +134,7 @@ fn a_higher_rate_has_no_images() {
     for (in_hz, out_hz) in pairs().filter(|(in_hz, out_hz)| in_hz < out_hz) {
         for part in [0.92, 0.95, 0.97, 0.985, 0.995, 0.999] {
             let rest = db(hear(in_hz, out_hz, part).rest);
-            assert!(rest < -110.0, "{in_hz} to {out_hz} Hz at {part} of Nyquist: image of {rest:.1} dB");
+            assert!(rest < -125.0, "{in_hz} to {out_hz} Hz at {part} of Nyquist: image of {rest:.1} dB");
         }
     }
 }
