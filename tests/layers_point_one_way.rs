@@ -86,9 +86,12 @@ fn assert_without(name: &str, unwanted: &[&str]) {
 #[test]
 fn every_crate_depends_only_on_those_below_it() {
     let graph = &*GRAPH;
-    assert_eq!(graph.members, LAYERS.iter().map(|(name, _)| (*name).to_owned()).collect(), "a crate has no layer");
+    for name in &graph.members {
+        assert!(LAYERS.iter().any(|(known, _)| known == name), "{name} has no layer");
+    }
     for (name, below) in LAYERS {
-        for needed in graph.declared[name].intersection(&graph.members) {
+        // A crate may not be there yet, or not be one of this workspace.
+        for needed in graph.declared.get(name).into_iter().flat_map(|declared| declared.intersection(&graph.members)) {
             assert!(below.contains(&needed.as_str()), "{name} depends on {needed}");
         }
     }

@@ -1,8 +1,8 @@
 //! `tonearm run`: the loop that reads records, hands them to the workers, and writes what they make of them.
 //!
-//! One thread owns the consumer, the producer and all shards, so there is nothing to lock: it takes what has happened
-//! (rebalances, records, results), then does what is due (send, commit, pause, give partitions back). It never computes
-//! and blocks for at most a second, so membership in the group does not depend on how long records take.
+//! One thread owns the consumer and all shards, so there is nothing to lock: it takes what has happened (rebalances,
+//! records, results, commits), then does what is due (send, commit, pause, give partitions back). It neither computes nor
+//! waits for brokers, so membership in the group does not depend on how long records or commits take.
 
 mod group;
 mod ledger;
@@ -22,19 +22,19 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
+    consumer::{BaseConsumer, CommitMode, Consumer},
     error::KafkaError,
     message::BorrowedMessage,
 };
 
 use self::{
     group::{Change, GroupConsumer, Membership},
-    outbox::{Outbox, OutboxError, Progress},
+    outbox::{Closed, Outbox, OutboxError},
     record::Routes,
     shard::{Finished, Shard},
 };
 use crate::{
-    config::{Config, GroupProtocol},
+    config::{Config, Delivery, GroupProtocol},
     kafka::{self, ClientError},
     telemetry::{admin::Health, metrics},
     track::Tagger,
@@ -46,6 +46,8 @@ pub use shard::Lease;
 const TICK: Duration = Duration::from_millis(100);
 /// A transaction is committed before its interval is over once it holds this much.
 const COMMIT_BYTES: usize = 16 << 20;
+/// After the drain's deadline, the last commit gets this long.
+const COMMIT_GRACE: Duration = Duration::from_secs(2);
 /// Records taken per turn, so that results are not kept waiting by a full queue.
 const READ_AHEAD: usize = 256;
 
@@ -106,7 +108,7 @@ pub fn run(config: &Config, tagger: &Arc<Tagger>, health: &Health, stop: &Atomic
             results_in,
             results,
             woken,
-            stopping: false,
+            stopping: None,
         };
         let result = runtime.work(stop);
         runtime.abandon();
@@ -175,49 +177,55 @@ struct Runtime<'c, 'r> {
     results_in: Sender<Worked<'c>>,
     results: Receiver<Worked<'c>>,
     woken: Receiver<()>,
-    stopping: bool,
+    /// Set once the process is to end: when to stop waiting for what is not committed.
+    stopping: Option<Instant>,
 }
 
 impl<'c> Runtime<'c, '_> {
     fn work(&mut self, stop: &AtomicBool) -> Result<(), RunError> {
         loop {
-            self.wait();
-            if stop.load(Ordering::Relaxed) && !self.stopping {
+            self.wait()?;
+            if stop.load(Ordering::Relaxed) && self.stopping.is_none() {
                 self.stop();
             }
             self.take_changes();
             self.take_messages()?;
             self.take_results();
             self.send()?;
-            self.commit()?;
+            self.commit_if_due()?;
             self.finish_drains();
             self.balance();
-            let done = self.shards.values().all(|shard| shard.is_done(Instant::now()));
-            if self.stopping && done && self.outbox.is_idle() {
-                return Ok(());
+            if let Some(deadline) = self.stopping {
+                let now = Instant::now();
+                let done = self.outbox.is_idle() && self.shards.values().all(|shard| shard.is_done(now));
+                // With the brokers gone a commit may never end; whoever comes next starts over from the last one.
+                if done || now >= deadline + COMMIT_GRACE {
+                    return Ok(());
+                }
             }
         }
     }
 
     /// Until something happened or is due.
-    fn wait(&mut self) {
+    fn wait(&mut self) -> Result<(), RunError> {
         let until_commit = match self.outbox.pending() {
             Some((since, _)) => self.config.runtime.commit_interval.saturating_sub(since.elapsed()),
-            None if self.outbox.is_open() => TICK,
-            None => Duration::ZERO,
+            None => TICK,
         };
-        let mut first = None;
+        let (mut worked, mut closed) = (None, None);
         select! {
-            recv(self.results) -> result => first = result.ok(),
+            recv(self.results) -> result => worked = result.ok(),
+            recv(self.outbox.answers()) -> answer => closed = answer.ok(),
             recv(self.woken) -> _ => {}
             default(until_commit.min(TICK)) => {}
         }
-        first.into_iter().for_each(|worked| self.take_result(worked));
+        worked.into_iter().for_each(|worked| self.take_result(worked));
+        closed.map_or(Ok(()), |closed| self.take_closed(closed?))
     }
 
     fn stop(&mut self) {
-        self.stopping = true;
         let deadline = Instant::now() + self.config.runtime.drain_timeout;
+        self.stopping = Some(deadline);
         tracing::info!(
             records = self.shards.values().map(|shard| shard.ledger.len()).sum::<usize>(),
             "stopping: finishing the records being worked on"
@@ -244,7 +252,7 @@ impl<'c> Runtime<'c, '_> {
         for partition in numbers(partitions) {
             self.epochs += 1;
             let mut shard = Shard::new(self.epochs);
-            if self.stopping {
+            if self.stopping.is_some() {
                 shard.drain(Instant::now());
             }
             self.shards.insert(partition, shard);
@@ -259,7 +267,7 @@ impl<'c> Runtime<'c, '_> {
         let deadline = if lost { now } else { now + self.config.runtime.drain_timeout };
         let numbers = numbers(&partitions);
         if lost && !self.outbox.is_idle() {
-            self.outbox.start_abort("partitions were lost to another process");
+            self.outbox.abort("partitions were lost to another process");
         }
         for partition in &numbers {
             if let Some(shard) = self.shards.get_mut(partition) {
@@ -341,33 +349,31 @@ impl<'c> Runtime<'c, '_> {
         Ok(())
     }
 
-    fn commit(&mut self) -> Result<(), RunError> {
-        if let Some((since, bytes)) = self.outbox.pending() {
-            let draining = self.shards.values().any(|shard| shard.deadline.is_some());
-            let due = since.elapsed() >= self.config.runtime.commit_interval || bytes >= COMMIT_BYTES || draining;
-            if due {
-                let mut positions = TopicPartitionList::new();
-                for (&partition, shard) in &self.shards {
-                    if let Some(position) = shard.ledger.position() {
-                        positions
-                            .add_partition_offset(&self.config.topics.audio, partition, Offset::Offset(position))
-                            .map_err(RunError::Consumer)?;
-                    }
-                }
-                self.outbox.start_commit(positions);
-            }
-        }
-        if self.outbox.is_open() {
+    fn commit_if_due(&mut self) -> Result<(), RunError> {
+        let Some((since, bytes)) = self.outbox.pending() else {
+            return Ok(());
+        };
+        let draining = self.shards.values().any(|shard| shard.deadline.is_some());
+        if since.elapsed() < self.config.runtime.commit_interval && bytes < COMMIT_BYTES && !draining {
             return Ok(());
         }
-        let started = Instant::now();
-        match self.outbox.advance(self.consumer)? {
-            Progress::Pending => {}
-            Progress::Committed(positions) => {
-                // Nothing is committed by this; it tells librdkafka's statistics where the group is, for the lag.
-                if let Err(error) = self.consumer.store_offsets(&positions) {
-                    tracing::debug!("the lag is stale: {error}");
-                }
+        let mut positions = TopicPartitionList::new();
+        for (&partition, shard) in &self.shards {
+            if let Some(position) = shard.ledger.position() {
+                positions
+                    .add_partition_offset(&self.config.topics.audio, partition, Offset::Offset(position))
+                    .map_err(RunError::Consumer)?;
+            }
+        }
+        self.outbox.commit(positions, self.consumer.group_metadata());
+        Ok(())
+    }
+
+    fn take_closed(&mut self, closed: Closed) -> Result<(), RunError> {
+        let took = self.outbox.closed();
+        match closed {
+            Closed::Committed(positions) => {
+                self.note_positions(&positions);
                 let now = Instant::now();
                 let mut records = 0;
                 for shard in self.shards.values_mut() {
@@ -376,14 +382,27 @@ impl<'c> Runtime<'c, '_> {
                         records += 1;
                     }
                 }
-                metrics::committed(records, now - started);
+                metrics::committed(records, took);
             }
-            Progress::Aborted(reason) => {
+            Closed::Aborted(reason) => {
                 metrics::aborted(&reason);
                 self.shards.values_mut().for_each(|shard| shard.ledger.rewind());
             }
         }
         Ok(())
+    }
+
+    /// Tells librdkafka where the group is: for the lag in its statistics, and with at-least-once for the group itself.
+    fn note_positions(&self, positions: &TopicPartitionList) {
+        if let Err(error) = self.consumer.store_offsets(positions) {
+            tracing::debug!("the lag is stale: {error}");
+        }
+        if self.config.runtime.delivery == Delivery::AtLeastOnce {
+            // Results are written: what of this is lost is repeated, as promised.
+            if let Err(error) = self.consumer.commit(positions, CommitMode::Async) {
+                tracing::warn!("offsets are not committed, their records may be repeated: {error}");
+            }
+        }
     }
 
     /// Gives revoked partitions back whose shards are done.

@@ -8,10 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use rdkafka::{
     ClientContext, Message, TopicPartitionList,
     config::RDKafkaLogLevel,
-    consumer::{CommitMode, Consumer},
+    consumer::ConsumerGroupMetadata,
     error::{KafkaError, RDKafkaErrorCode},
     message::{BorrowedMessage, DeliveryResult, OwnedHeaders},
     producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
@@ -20,11 +21,12 @@ use rdkafka::{
 use crate::{
     config::{Config, Delivery},
     kafka::{self, ClientError},
-    run::group::GroupConsumer,
 };
 
-/// How long one call may block the loop; a commit that takes longer goes on in the next turn.
-const STEP: Duration = Duration::from_millis(500);
+/// How long one call may take before it is made again.
+const STEP: Duration = Duration::from_secs(1);
+/// Between two calls, where the broker asks for patience.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// Readers of results see nothing behind an unfinished transaction. A killed process leaves one open until this is over,
 /// unless a process with the same instance id starts before.
@@ -67,15 +69,15 @@ pub enum OutboxError {
     Fenced { instance_id: String, group_id: String },
     #[error("the producer cannot go on: {0}")]
     Fatal(KafkaError),
+    #[error("the thread that commits cannot be started: {0}")]
+    Thread(std::io::Error),
     #[error(transparent)]
     Client(#[from] ClientError),
 }
 
-/// What became of a commit.
+/// How a transaction or batch ended.
 #[derive(Debug)]
-pub enum Progress {
-    /// It goes on in the next turn.
-    Pending,
+pub enum Closed {
     /// Results are written, and these positions in the input with them.
     Committed(TopicPartitionList),
     /// What was sent is void; the reason.
@@ -83,12 +85,14 @@ pub enum Progress {
 }
 
 /// The producer, and the transaction or batch it is in.
+///
+/// Commits and aborts run on a thread of their own: with brokers gone librdkafka's calls block for as long as a
+/// transaction may last, and the loop must go on meanwhile.
 pub struct Outbox {
-    producer: ThreadedProducer<Deliveries>,
-    delivery: Delivery,
+    closer: Arc<Closer>,
     state: State,
-    group_id: String,
-    instance_id: String,
+    jobs: Sender<Job>,
+    closed: Receiver<Result<Closed, OutboxError>>,
 }
 
 enum State {
@@ -98,9 +102,15 @@ enum State {
         since: Instant,
         bytes: usize,
     },
-    SendOffsets(TopicPartitionList),
-    Commit(TopicPartitionList),
-    Abort(String),
+    /// A commit or abort is under way.
+    Closing {
+        since: Instant,
+    },
+}
+
+enum Job {
+    Commit { positions: TopicPartitionList, group: Option<ConsumerGroupMetadata> },
+    Abort { reason: String },
 }
 
 impl Outbox {
@@ -125,32 +135,43 @@ impl Outbox {
         let producer: ThreadedProducer<Deliveries> = kafka::with_properties(client, kafka)
             .create_with_context(Deliveries::default())
             .map_err(ClientError::Config)?;
-        let outbox = Self {
+        let closer = Arc::new(Closer {
             producer,
             delivery: config.runtime.delivery,
-            state: State::Idle,
             group_id: kafka.group_id.clone(),
             instance_id: kafka.instance_id.clone(),
-        };
-        if outbox.delivery == Delivery::ExactlyOnce {
+        });
+        if closer.delivery == Delivery::ExactlyOnce {
             // Longer than an open transaction of a killed predecessor can hold it up.
             let patience = TRANSACTION_TIMEOUT + kafka::FIRST_ANSWER;
-            outbox.producer.init_transactions(patience).map_err(|source| match Trouble::of(&source) {
-                Trouble::Fatal => outbox.fatal(source),
+            closer.producer.init_transactions(patience).map_err(|source| match Trouble::of(&source) {
+                Trouble::Fatal => closer.fatal(source),
                 _ => ClientError::Unreachable { brokers: kafka.brokers.clone(), source }.into(),
             })?;
         }
-        Ok(outbox)
+        let (jobs, todo) = bounded(1);
+        let (done, closed) = bounded(1);
+        let thread = Arc::clone(&closer);
+        std::thread::Builder::new()
+            .name("commit".to_owned())
+            .spawn(move || {
+                for job in todo {
+                    // Without the outbox nobody waits for the answer.
+                    let _ = done.send(thread.close(job));
+                }
+            })
+            .map_err(OutboxError::Thread)?;
+        Ok(Self { closer, state: State::Idle, jobs, closed })
     }
 
     /// The number of partitions of `topic`.
     pub fn partitions(&self, config: &Config, topic: &str) -> Result<usize, ClientError> {
-        kafka::partitions(self.producer.client(), &config.kafka, topic)
+        kafka::partitions(self.closer.producer.client(), &config.kafka, topic)
     }
 
     /// True where [`send`](Self::send) may be called: no commit is under way.
     pub fn is_open(&self) -> bool {
-        matches!(self.state, State::Idle | State::Open { .. })
+        !matches!(self.state, State::Closing { .. })
     }
 
     /// True where nothing is sent and uncommitted.
@@ -171,11 +192,12 @@ impl Outbox {
     /// # Errors
     /// The process must end.
     pub fn send(&mut self, record: &OutRecord<'_>) -> Result<bool, OutboxError> {
+        let Closer { producer, delivery, .. } = &*self.closer;
         if matches!(self.state, State::Idle) {
-            if self.delivery == Delivery::ExactlyOnce {
-                self.producer.begin_transaction().map_err(|e| self.fatal(e))?;
+            if *delivery == Delivery::ExactlyOnce {
+                producer.begin_transaction().map_err(|e| self.closer.fatal(e))?;
             }
-            self.producer.context().failed.store(0, Ordering::SeqCst);
+            producer.context().failed.store(0, Ordering::SeqCst);
             self.state = State::Open { since: Instant::now(), bytes: 0 };
         }
         let value = record.value.bytes();
@@ -184,7 +206,7 @@ impl Outbox {
         message.key = record.key.as_deref();
         message.partition = record.partition;
         message.timestamp = record.timestamp_ms;
-        match self.producer.send(message) {
+        match producer.send(message) {
             Ok(()) => {
                 if let State::Open { bytes, .. } = &mut self.state {
                     *bytes += value.map_or(0, <[u8]>::len);
@@ -193,90 +215,96 @@ impl Outbox {
             }
             Err((error, _)) => match (error.rdkafka_error_code(), Trouble::of(&error)) {
                 (Some(RDKafkaErrorCode::QueueFull), _) => Ok(false),
-                (_, Trouble::Fatal) => Err(self.fatal(error)),
+                (_, Trouble::Fatal) => Err(self.closer.fatal(error)),
                 // Refused here or failed in delivery: the same for the transaction, and the commit finds out.
                 _ => {
                     tracing::warn!("a result could not be sent: {error}");
-                    self.producer.context().failed.fetch_add(1, Ordering::SeqCst);
+                    producer.context().failed.fetch_add(1, Ordering::SeqCst);
                     Ok(true)
                 }
             },
         }
     }
 
-    /// Starts committing what was sent, together with the positions in the input.
-    pub fn start_commit(&mut self, positions: TopicPartitionList) {
+    /// Starts committing what was sent, together with the positions in the input. `group` is fresh: the broker refuses
+    /// positions of partitions that went to another process.
+    pub fn commit(&mut self, positions: TopicPartitionList, group: Option<ConsumerGroupMetadata>) {
+        self.close(Job::Commit { positions, group });
+    }
+
+    /// Starts voiding what was sent since the last commit.
+    pub fn abort(&mut self, reason: &str) {
+        self.close(Job::Abort { reason: reason.to_owned() });
+    }
+
+    fn close(&mut self, job: Job) {
         if let State::Open { .. } = self.state {
-            self.state = State::SendOffsets(positions);
+            self.state = State::Closing { since: Instant::now() };
+            // The thread takes one job at a time, and has none: it ends after this value.
+            let _ = self.jobs.send(job);
         }
     }
 
-    /// Voids what was sent since the last commit.
-    pub fn start_abort(&mut self, reason: &str) {
-        if !matches!(self.state, State::Idle | State::Abort(_)) {
-            self.state = State::Abort(reason.to_owned());
-        }
+    /// Answers of commits and aborts; each is to be given to [`closed`](Self::closed).
+    pub fn answers(&self) -> &Receiver<Result<Closed, OutboxError>> {
+        &self.closed
     }
 
-    /// Takes the commit under way further, blocking for at most a second or so.
-    ///
-    /// # Errors
-    /// The process must end.
-    pub fn advance(&mut self, consumer: &GroupConsumer) -> Result<Progress, OutboxError> {
-        loop {
-            let step = match &self.state {
-                State::Idle | State::Open { .. } => return Ok(Progress::Pending),
-                State::SendOffsets(positions) => self.send_offsets(positions, consumer),
-                State::Commit(positions) => self.commit(positions, consumer),
-                State::Abort(_) => self.abort(),
-            };
-            match (step, std::mem::replace(&mut self.state, State::Idle)) {
-                (Ok(()), State::SendOffsets(positions)) => self.state = State::Commit(positions),
-                (Ok(()), State::Abort(reason)) => return Ok(Progress::Aborted(reason)),
-                (Ok(()), State::Commit(positions)) => return Ok(Progress::Committed(positions)),
-                (Ok(()), State::Idle | State::Open { .. }) => return Ok(Progress::Pending),
-                (Err(error), state) => match Trouble::of(&error) {
+    /// Notes that a commit or abort has ended; how long it took.
+    pub fn closed(&mut self) -> Duration {
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Closing { since } => since.elapsed(),
+            State::Idle | State::Open { .. } => Duration::ZERO,
+        }
+    }
+}
+
+/// What both threads need of the producer.
+struct Closer {
+    producer: ThreadedProducer<Deliveries>,
+    delivery: Delivery,
+    group_id: String,
+    instance_id: String,
+}
+
+impl Closer {
+    /// Ends the transaction or batch, however long it takes.
+    fn close(&self, job: Job) -> Result<Closed, OutboxError> {
+        let reason = match job {
+            Job::Abort { reason } => reason,
+            Job::Commit { positions, group } => match self.commit(&positions, group) {
+                Ok(()) => return Ok(Closed::Committed(positions)),
+                Err(error) => match Trouble::of(&error) {
                     Trouble::Fatal => return Err(self.fatal(error)),
-                    Trouble::Retry => {
-                        self.state = state;
-                        return Ok(Progress::Pending);
-                    }
-                    Trouble::Abort => self.state = State::Abort(error.to_string()),
+                    Trouble::Abort | Trouble::Retry => error.to_string(),
                 },
-            }
-        }
-    }
-
-    fn send_offsets(&self, positions: &TopicPartitionList, consumer: &GroupConsumer) -> Result<(), KafkaError> {
-        match (self.delivery, consumer.group_metadata()) {
-            (Delivery::AtLeastOnce, _) => Ok(()),
-            (Delivery::ExactlyOnce, Some(group)) => self.producer.send_offsets_to_transaction(positions, &group, STEP),
-            (Delivery::ExactlyOnce, None) => Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownMemberId)),
-        }
-    }
-
-    fn commit(&self, positions: &TopicPartitionList, consumer: &GroupConsumer) -> Result<(), KafkaError> {
-        let failed = || match self.producer.context().failed.load(Ordering::SeqCst) {
-            0 => Ok(()),
-            _ => Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut)),
+            },
         };
+        if self.delivery == Delivery::ExactlyOnce {
+            persist(|| self.producer.abort_transaction(STEP)).map_err(|e| self.fatal(e))?;
+        }
+        Ok(Closed::Aborted(reason))
+    }
+
+    fn commit(&self, positions: &TopicPartitionList, group: Option<ConsumerGroupMetadata>) -> Result<(), KafkaError> {
         match self.delivery {
             Delivery::ExactlyOnce => {
-                failed()?;
-                self.producer.commit_transaction(STEP)
+                self.all_delivered()?;
+                let group = group.ok_or(KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownMemberId))?;
+                persist(|| self.producer.send_offsets_to_transaction(positions, &group, STEP))?;
+                persist(|| self.producer.commit_transaction(STEP))
             }
             Delivery::AtLeastOnce => {
-                self.producer.flush(STEP)?;
-                failed()?;
-                consumer.commit(positions, CommitMode::Sync)
+                persist(|| self.producer.flush(STEP))?;
+                self.all_delivered()
             }
         }
     }
 
-    fn abort(&self) -> Result<(), KafkaError> {
-        match self.delivery {
-            Delivery::ExactlyOnce => self.producer.abort_transaction(STEP),
-            Delivery::AtLeastOnce => Ok(()),
+    fn all_delivered(&self) -> Result<(), KafkaError> {
+        match self.producer.context().failed.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            _ => Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut)),
         }
     }
 
@@ -288,6 +316,16 @@ impl Outbox {
                 RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced | RDKafkaErrorCode::InvalidProducerEpoch,
             ) => OutboxError::Fenced { instance_id: self.instance_id.clone(), group_id: self.group_id.clone() },
             _ => OutboxError::Fatal(error),
+        }
+    }
+}
+
+/// Calls until it is done or fails for another reason than time.
+fn persist(call: impl Fn() -> Result<(), KafkaError>) -> Result<(), KafkaError> {
+    loop {
+        match call() {
+            Err(error) if matches!(Trouble::of(&error), Trouble::Retry) => std::thread::sleep(RETRY),
+            result => return result,
         }
     }
 }
