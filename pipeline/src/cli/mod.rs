@@ -124,6 +124,12 @@ fn flag(key: &'static str, flag: &'static str, value: Option<impl ToString>) -> 
     value.map(|value| Override { key, flag, value: value.to_string() })
 }
 
+/// What `--model NAME[@VERSION]` sets; a name alone means the highest version, whatever the file says.
+fn model_flags(model: Option<&str>) -> [Option<Override>; 2] {
+    let (name, version) = model.map(|model| model.split_once('@').unwrap_or((model, ""))).unzip();
+    [flag("model.name", "--model", name), flag("model.version", "--model", version)]
+}
+
 /// Parses the arguments, runs the command, and says what went wrong in one sentence.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

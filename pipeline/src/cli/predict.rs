@@ -16,7 +16,7 @@ use tonearm_schemas::{
 };
 use tonearm_stages::infer::{Model, TorchScript};
 
-use super::{CommandError, CommandResult, Global, files, flag, paint, say};
+use super::{CommandError, CommandResult, Global, files, flag, model_flags, paint, say};
 use crate::{
     config::Config,
     run::Lease,
@@ -56,13 +56,10 @@ pub struct PredictArgs {
 }
 
 pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
-    let (model, version) = match args.model.as_deref().map(|model| model.split_once('@').unwrap_or((model, ""))) {
-        Some((name, version)) => (Some(name), Some(version)),
-        None => (None, None),
-    };
+    let [name, version] = model_flags(args.model.as_deref());
     let config = global.config([
-        flag("model.name", "--model", model),
-        flag("model.version", "--model", version),
+        name,
+        version,
         flag("model.precision", "--precision", args.precision.as_ref()),
         flag("output.labels", "--labels", args.labels.as_ref()),
         flag("output.windows", "--windows", args.windows.then_some(true)),

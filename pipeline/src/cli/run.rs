@@ -8,7 +8,7 @@ use std::sync::{
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::{CommandError, CommandResult, Global, flag, predict::load};
+use super::{CommandError, CommandResult, Global, flag, model_flags, predict::load};
 use crate::{
     run,
     telemetry::{
@@ -40,15 +40,12 @@ pub struct RunArgs {
 }
 
 pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
-    let (model, version) = match args.model.as_deref().map(|model| model.split_once('@').unwrap_or((model, ""))) {
-        Some((name, version)) => (Some(name), Some(version)),
-        None => (None, None),
-    };
+    let [name, version] = model_flags(args.model.as_deref());
     let config = global.config([
+        name,
+        version,
         flag("kafka.group_id", "--group", args.group.as_ref()),
         flag("kafka.instance_id", "--instance", args.instance.as_ref()),
-        flag("model.name", "--model", model),
-        flag("model.version", "--model", version),
         flag("runtime.workers", "--workers", args.workers),
     ])?;
     log::init(&config.log.level, config.log.json);

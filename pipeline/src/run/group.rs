@@ -18,7 +18,11 @@ use rdkafka::{
     types::RDKafkaRespErr,
 };
 
-use crate::{kafka, telemetry::metrics};
+use crate::{
+    config::{Config, GroupProtocol},
+    kafka::{self, ClientError},
+    telemetry::{admin::Health, metrics},
+};
 
 pub type GroupConsumer = BaseConsumer<Membership>;
 
@@ -51,6 +55,42 @@ impl Membership {
         self.closing.store(true, Ordering::SeqCst);
         self.joined.store(false, Ordering::Relaxed);
     }
+}
+
+/// The group's consumer, not yet subscribed.
+///
+/// # Errors
+/// librdkafka refuses the configuration.
+pub fn consumer(config: &Config, health: &Health, wake: Sender<()>) -> Result<GroupConsumer, ClientError> {
+    let kafka = &config.kafka;
+    let mut client = kafka::client_config(kafka);
+    client
+        .set("group.id", &kafka.group_id)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        // A new group takes what is there: nobody publishes music to have it ignored.
+        .set("auto.offset.reset", "earliest")
+        .set("isolation.level", "read_committed")
+        .set("statistics.interval.ms", "500")
+        // What librdkafka reads ahead of us; the bytes in flight are ours to bound.
+        .set("queued.max.messages.kbytes", "32768")
+        .set("fetch.max.bytes", "16777216")
+        .set("receive.message.max.bytes", kafka::MAX_RESPONSE_BYTES)
+        .set("fetch.wait.max.ms", "100")
+        // The loop polls while records are worked on, so this only ends a process that hangs.
+        .set("max.poll.interval.ms", "300000");
+    match kafka.group_protocol {
+        GroupProtocol::Consumer => client.set("group.protocol", "consumer"),
+        GroupProtocol::Classic => client
+            .set("group.protocol", "classic")
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("session.timeout.ms", "10000")
+            .set("heartbeat.interval.ms", "1000"),
+    };
+    let membership = Membership::new(Arc::clone(&health.group_joined), wake);
+    kafka::with_properties(client, kafka)
+        .create_with_context::<_, BaseConsumer<_>>(membership)
+        .map_err(ClientError::Config)
 }
 
 /// Takes partitions up, as the group's protocol wants it.

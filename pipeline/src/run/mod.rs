@@ -22,19 +22,19 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, CommitMode, Consumer},
+    consumer::{CommitMode, Consumer},
     error::KafkaError,
     message::BorrowedMessage,
 };
 
 use self::{
-    group::{Change, GroupConsumer, Membership},
+    group::{Change, GroupConsumer},
     outbox::{Closed, Outbox, OutboxError},
     record::Routes,
     shard::{Finished, Shard},
 };
 use crate::{
-    config::{Config, Delivery, GroupProtocol},
+    config::{Config, Delivery},
     kafka::{self, ClientError},
     telemetry::{admin::Health, metrics},
     track::Tagger,
@@ -68,7 +68,7 @@ pub enum RunError {
 /// Kafka cannot be reached at the start, topics are missing, or another process took this instance's place.
 pub fn run(config: &Config, tagger: &Arc<Tagger>, health: &Health, stop: &AtomicBool) -> Result<(), RunError> {
     let (wake, woken) = bounded(1);
-    let mut consumer = consumer(config, health, wake.clone())?;
+    let mut consumer = group::consumer(config, health, wake.clone())?;
     consumer.set_nonempty_callback(move || _ = wake.try_send(()));
     let inputs = kafka::partitions(consumer.client(), &config.kafka, &config.topics.audio)?;
     let outbox = Outbox::open(config)?;
@@ -119,38 +119,6 @@ pub fn run(config: &Config, tagger: &Arc<Tagger>, health: &Health, stop: &Atomic
     drop(consumer);
     tracing::info!("left the group");
     result
-}
-
-fn consumer(config: &Config, health: &Health, wake: Sender<()>) -> Result<GroupConsumer, ClientError> {
-    let kafka = &config.kafka;
-    let mut client = kafka::client_config(kafka);
-    client
-        .set("group.id", &kafka.group_id)
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        // A new group takes what is there: nobody publishes music to have it ignored.
-        .set("auto.offset.reset", "earliest")
-        .set("isolation.level", "read_committed")
-        .set("statistics.interval.ms", "500")
-        // What librdkafka reads ahead of us; the bytes in flight are ours to bound.
-        .set("queued.max.messages.kbytes", "32768")
-        .set("fetch.max.bytes", "16777216")
-        .set("receive.message.max.bytes", kafka::MAX_RESPONSE_BYTES)
-        .set("fetch.wait.max.ms", "100")
-        // The loop polls while records are worked on, so this only ends a process that hangs.
-        .set("max.poll.interval.ms", "300000");
-    match kafka.group_protocol {
-        GroupProtocol::Consumer => client.set("group.protocol", "consumer"),
-        GroupProtocol::Classic => client
-            .set("group.protocol", "classic")
-            .set("partition.assignment.strategy", "cooperative-sticky")
-            .set("session.timeout.ms", "10000")
-            .set("heartbeat.interval.ms", "1000"),
-    };
-    let membership = Membership::new(Arc::clone(&health.group_joined), wake);
-    kafka::with_properties(client, kafka)
-        .create_with_context::<_, BaseConsumer<_>>(membership)
-        .map_err(ClientError::Config)
 }
 
 /// What a worker says of a record it had.
