@@ -252,7 +252,7 @@ impl Summary {
 
     fn print(&self, wall: Duration) -> CommandResult {
         say::line(format_args!(
-            "\n{} records: {} predictions, {} rejects. {} of audio in {:.1} s, start-up included: {:.0} × real time",
+            "\n{} records: predictions {}, rejects {}. {} of audio in {:.1} s, start-up included: {:.0} × real time",
             self.results(),
             self.predicted.len(),
             self.rejected.len(),

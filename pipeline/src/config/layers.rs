@@ -77,7 +77,7 @@ impl Layers {
             let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
             let Some(default) = defaults.get(key) else {
                 let nearest = defaults.keys().min_by_key(|known| distance(known, key));
-                let hint = nearest.filter(|known| distance(known, key) <= 2 + key.len() / 4);
+                let hint = nearest.filter(|known| distance(known, key) <= key.len().div_ceil(3));
                 let hint = hint.map(|known| format!(", did you mean {known}?")).unwrap_or_default();
                 problems.push(format!("{path} is not an option{hint} ({})", self.written_in(&path)));
                 continue;

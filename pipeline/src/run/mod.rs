@@ -46,6 +46,8 @@ pub use shard::Lease;
 const TICK: Duration = Duration::from_millis(100);
 /// A transaction is committed before its interval is over once it holds this much.
 const COMMIT_BYTES: usize = 16 << 20;
+/// With no time at all, rdkafka returns after every log line and statistic without looking for what lies behind it.
+const POLL: Duration = Duration::from_millis(1);
 /// After the drain's deadline, the last commit gets this long.
 const COMMIT_GRACE: Duration = Duration::from_secs(2);
 /// Records taken per turn, so that results are not kept waiting by a full queue.
@@ -249,7 +251,7 @@ impl<'c> Runtime<'c, '_> {
 
     fn take_messages(&mut self) -> Result<(), RunError> {
         for _ in 0..READ_AHEAD {
-            match self.consumer.poll(Duration::ZERO) {
+            match self.consumer.poll(POLL) {
                 Some(Ok(message)) => self.take_message(message),
                 Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => return Err(RunError::Consumer(error)),
                 Some(Err(error)) => kafka::log_error(&error, "the consumer goes on"),

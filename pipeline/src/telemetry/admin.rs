@@ -57,6 +57,8 @@ pub fn serve(
     let listener = runtime
         .block_on(tokio::net::TcpListener::bind(address))
         .map_err(|source| AdminError::Listen { address, source })?;
+    // Port 0 asks for any free one.
+    let bound = listener.local_addr().unwrap_or(address);
     let upkeep = metrics.clone();
     let routes = Router::new()
         .route("/metrics", get(move || async move { metrics.render() }))
@@ -75,6 +77,6 @@ pub fn serve(
             upkeep.run_upkeep();
         }
     });
-    tracing::info!(%address, "admin port open");
+    tracing::info!(address = %bound, "admin port open");
     Ok(runtime)
 }
