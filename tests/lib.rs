@@ -5,6 +5,7 @@
 
 mod support {
     pub mod admin;
+    pub mod answers;
     pub mod audio;
     pub mod broker;
     pub mod chance;
@@ -17,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use support::{admin, audio, broker, chance, program, records};
+pub use support::{admin, answers, audio, broker, chance, program, records};
 
 /// How long anything may take that happens at all. Generous: it is only used up by a failure, and machines get busy.
 pub const PATIENCE: Duration = Duration::from_secs(90);

@@ -1,67 +1,16 @@
 //! Whatever is asked wrongly is answered in one clear sentence on standard error, with the right exit code.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::time::Duration;
 
-use sha2::{Digest, Sha256};
-use tempfile::TempDir;
 use tonearm_tests::{
+    answers::{FAILED, USAGE, assert_says, assert_says_only, file, text, tonearm, with},
     audio::wav,
     broker::{Topics, brokers},
     chance,
-    program::{Answer, Run, answer, command},
+    program::{Answer, Run},
     records::{Input, publish},
-    root, wait, wait_within,
+    wait, wait_within,
 };
-
-/// Exit codes: the command failed, or was asked for what cannot be.
-const FAILED: i32 = 1;
-const USAGE: i32 = 2;
-
-/// Runs the program with settings from the environment on top.
-fn with(settings: &[(&str, &str)], arguments: &[&str]) -> Answer {
-    let mut command = command(arguments);
-    // Nobody may see a backtrace, not even who asks for those of panics.
-    command.env("RUST_BACKTRACE", "1").env("TONEARM__ADMIN__LISTEN", "").envs(settings.iter().copied());
-    answer(command)
-}
-
-fn tonearm(arguments: &[&str]) -> Answer {
-    with(&[], arguments)
-}
-
-#[track_caller]
-fn assert_says(answer: &Answer, code: i32, fragments: &[&str]) {
-    assert_eq!(answer.code, Some(code), "{answer:?}");
-    for fragment in fragments {
-        assert!(answer.err.contains(fragment), "{fragment:?} is not in:\n{}", answer.err);
-    }
-    for noise in ["panicked", "backtrace", "RUST_BACKTRACE", "unwrap()", "Traceback", "frame #", ".cpp:"] {
-        assert!(!answer.err.contains(noise), "{noise:?} is in:\n{}", answer.err);
-    }
-    assert_eq!(answer.out, "", "standard output is for data");
-}
-
-/// … and all of it in one sentence.
-#[track_caller]
-fn assert_says_only(answer: &Answer, code: i32, fragments: &[&str]) {
-    assert_says(answer, code, fragments);
-    assert!(answer.err.starts_with("tonearm: "), "{}", answer.err);
-    assert_eq!(answer.err.lines().count(), 1, "{}", answer.err);
-}
-
-fn file(content: &[u8]) -> tempfile::NamedTempFile {
-    let file = tempfile::NamedTempFile::with_suffix(".wav").expect("a file");
-    fs::write(file.path(), content).expect("a file");
-    file
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path in UTF-8")
-}
 
 // --- the command line --------------------------------------------------------------------------------------------------
 
@@ -127,7 +76,7 @@ fn a_file_that_is_not_there_is_named() {
 
 #[test]
 fn an_empty_file_is_rejected_with_its_class() {
-    let empty = file(b"");
+    let empty = file(".wav", b"");
     for name in ["predict", "inspect"] {
         assert_says_only(&tonearm(&[name, text(empty.path())]), FAILED, &[text(empty.path()), "empty-record"]);
     }
@@ -135,161 +84,30 @@ fn an_empty_file_is_rejected_with_its_class() {
 
 #[test]
 fn a_file_that_is_no_audio_is_rejected_with_its_class() {
-    let broken = file(b"this is no music");
+    let broken = file(".wav", b"this is no music");
     assert_says_only(&tonearm(&["predict", text(broken.path())]), FAILED, &["unsupported-format"]);
 }
 
 #[test]
 fn good_files_beside_a_broken_one_are_predicted_all_the_same() {
-    let (good, broken) = (file(&wav(220.0, 0.5, 16_000, 1)), file(b"this is no music"));
+    let (good, broken) = (file(".wav", wav(220.0, 0.5, 16_000, 1)), file(".wav", b"this is no music"));
     let answer = tonearm(&["predict", "--json", text(broken.path()), text(good.path())]);
     assert_eq!((answer.code, answer.out.lines().count(), answer.err.lines().count()), (Some(FAILED), 1, 1));
 }
 
 #[test]
 fn inspect_names_the_class_in_json() {
-    let broken = file(b"this is no music");
+    let broken = file(".wav", b"this is no music");
     let answer = tonearm(&["inspect", "--json", text(broken.path())]);
     let line: serde_json::Value = serde_json::from_str(&answer.out).expect("a JSON object");
     assert_eq!((answer.code, line["error"]["class"].as_str()), (Some(FAILED), Some("unsupported-format")));
     assert!(line["error"]["message"].as_str().is_some_and(|message| !message.is_empty()));
 }
 
-// --- models ------------------------------------------------------------------------------------------------------------
-
-/// A repository with a copy of musicnn-mtt that may be spoilt.
-struct Repository(TempDir);
-
-impl Repository {
-    fn new() -> Self {
-        let repository = Self(tempfile::tempdir().expect("a folder"));
-        let original = root().join("models/repository/musicnn-mtt/1.0.0");
-        fs::create_dir_all(repository.file("")).expect("a folder");
-        for name in ["model.toml", "model.pt"] {
-            fs::copy(original.join(name), repository.file(name)).expect("make models was run");
-        }
-        repository
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.0.path().join("musicnn-mtt/1.0.0").join(name)
-    }
-
-    fn edit(&self, from: &str, to: &str) {
-        let manifest = fs::read_to_string(self.file("model.toml")).expect("a manifest");
-        assert!(manifest.contains(from), "{from:?} is not in the manifest");
-        fs::write(self.file("model.toml"), manifest.replacen(from, to, 1)).expect("a manifest");
-    }
-
-    fn predict(&self) -> Answer {
-        let tone = file(&wav(220.0, 0.5, 16_000, 1));
-        with(&[("TONEARM__MODELS__DIR", text(self.0.path()))], &["predict", text(tone.path())])
-    }
-}
-
-#[test]
-fn a_missing_model_is_named_with_those_there_are() {
-    let answer = tonearm(&["predict", "--model", "nobody", "x.wav"]);
-    assert_says_only(&answer, FAILED, &["nobody", "musicnn-mtt@1.0.0", "vgg-msd@1.0.0"]);
-}
-
-#[test]
-fn a_missing_version_is_named_with_those_there_are() {
-    let answer = tonearm(&["predict", "--model", "musicnn-mtt@9.9.9", "x.wav"]);
-    assert_says_only(&answer, FAILED, &["musicnn-mtt@9.9.9", "musicnn-mtt@1.0.0"]);
-}
-
-#[test]
-fn an_empty_repository_says_how_to_fill_it() {
-    let empty = tempfile::tempdir().expect("a folder");
-    let answer = with(&[("TONEARM__MODELS__DIR", text(empty.path()))], &["predict", "x.wav"]);
-    assert_says_only(&answer, FAILED, &["musicnn-mtt", text(empty.path()), "tonearm models import"]);
-}
-
-#[test]
-fn a_damaged_model_is_refused_with_both_hashes() {
-    let repository = Repository::new();
-    let mut bytes = fs::read(repository.file("model.pt")).expect("a model");
-    let expected = format!("{:x}", Sha256::digest(&bytes));
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    let found = format!("{:x}", Sha256::digest(&bytes));
-    fs::write(repository.file("model.pt"), bytes).expect("a model");
-    assert_says_only(&repository.predict(), FAILED, &["model.pt", &expected, &found]);
-}
-
-#[test]
-fn a_manifest_with_another_hash_is_refused_with_both() {
-    let repository = Repository::new();
-    let found = format!("{:x}", Sha256::digest(fs::read(repository.file("model.pt")).expect("a model")));
-    let wrong = "0".repeat(64);
-    repository.edit(&found, &wrong);
-    assert_says_only(&repository.predict(), FAILED, &["model.pt", &wrong, &found]);
-}
-
-#[test]
-fn a_manifest_with_an_unknown_key_is_refused_with_its_name() {
-    let repository = Repository::new();
-    repository.edit("[windows]\n", "[windows]\noverlap = 3\n");
-    assert_says(&repository.predict(), FAILED, &["model.toml", "overlap"]);
-}
-
-#[test]
-fn a_manifest_with_impossible_values_is_refused_with_all_of_them() {
-    let repository = Repository::new();
-    repository.edit("n_fft = 512", "n_fft = 511");
-    repository.edit("sample_rate_hz = 16000", "sample_rate_hz = 3000");
-    assert_says_only(&repository.predict(), FAILED, &["model.toml", "n_fft 511", "sample_rate_hz 3000"]);
-}
-
-#[test]
-fn a_manifest_with_a_label_too_many_is_refused_with_both_counts() {
-    let repository = Repository::new();
-    repository.edit("labels = [", "labels = [\"one more\", ");
-    assert_says_only(&repository.predict(), FAILED, &["51 labels", "[1, 50]"]);
-}
-
-#[test]
-fn a_manifest_of_another_model_is_refused_with_both_names() {
-    let repository = Repository::new();
-    repository.edit("name = \"musicnn-mtt\"", "name = \"somebody-else\"");
-    assert_says_only(&repository.predict(), FAILED, &["somebody-else", "musicnn-mtt"]);
-}
-
-#[test]
-fn a_model_of_another_shape_is_refused_with_what_the_manifest_says() {
-    let repository = Repository::new();
-    repository.edit("bands = 96", "bands = 64");
-    assert_says_only(&repository.predict(), FAILED, &["model.pt", "187 frames", "64 bands"]);
-}
-
-#[test]
-fn a_model_that_is_no_torchscript_is_refused() {
-    let repository = Repository::new();
-    let hash = format!("{:x}", Sha256::digest(fs::read(repository.file("model.pt")).expect("a model")));
-    repository.edit(&hash, &format!("{:x}", Sha256::digest("no model")));
-    fs::write(repository.file("model.pt"), "no model").expect("a file");
-    assert_says_only(&repository.predict(), FAILED, &["model.pt", "not a TorchScript model"]);
-}
-
-#[test]
-fn verify_names_every_model_that_is_not_good() {
-    let repository = Repository::new();
-    fs::write(repository.file("model.pt"), "no model").expect("a file");
-    let answer = with(&[("TONEARM__MODELS__DIR", text(repository.0.path()))], &["models", "verify"]);
-    assert_says_only(&answer, FAILED, &["musicnn-mtt@1.0.0", "SHA-256"]);
-}
-
-#[test]
-fn a_wheel_that_is_not_there_is_named() {
-    assert_says_only(&tonearm(&["models", "import", "nowhere.whl"]), FAILED, &["nowhere.whl"]);
-}
-
 // --- configuration -----------------------------------------------------------------------------------------------------
 
 fn check(config: &str) -> (Answer, String) {
-    let file = tempfile::NamedTempFile::with_suffix(".toml").expect("a file");
-    fs::write(file.path(), config).expect("a file");
+    let file = file(".toml", config);
     let path = text(file.path()).to_owned();
     (tonearm(&["config", "check", "--config", &path]), path)
 }
@@ -361,8 +179,7 @@ fn a_bad_value_from_a_flag_is_named_by_the_flag() {
 
 #[test]
 fn a_flag_goes_before_the_environment_and_that_before_the_file() {
-    let config = tempfile::NamedTempFile::with_suffix(".toml").expect("a file");
-    fs::write(config.path(), "[kafka]\nbrokers = \"file:1\"\ngroup_id = \"of-the-file\"\n").expect("a file");
+    let config = file(".toml", "[kafka]\nbrokers = \"file:1\"\ngroup_id = \"of-the-file\"\n");
     let print = |flags: &[&str]| {
         let arguments = [&["config", "print", "--config", text(config.path())], flags].concat();
         with(&[("TONEARM__KAFKA__BROKERS", "environment:1")], &arguments).out
@@ -374,8 +191,7 @@ fn a_flag_goes_before_the_environment_and_that_before_the_file() {
 
 #[test]
 fn secrets_are_not_printed() {
-    let config = tempfile::NamedTempFile::with_suffix(".toml").expect("a file");
-    fs::write(config.path(), "[kafka.properties]\n\"sasl.password\" = \"opensesame\"\n").expect("a file");
+    let config = file(".toml", "[kafka.properties]\n\"sasl.password\" = \"opensesame\"\n");
     let answer = tonearm(&["config", "print", "--config", text(config.path())]);
     assert_eq!(answer.code, Some(0), "{answer:?}");
     assert!(answer.out.contains("sasl.password") && !answer.out.contains("opensesame"), "{}", answer.out);
@@ -385,7 +201,7 @@ fn secrets_are_not_printed() {
 
 #[test]
 fn an_unreachable_broker_is_named() {
-    let tone = file(&wav(220.0, 0.5, 16_000, 1));
+    let tone = file(".wav", wav(220.0, 0.5, 16_000, 1));
     // Port 1 is tcpmux, which nobody runs. At once, as each command waits its 10 s.
     let commands = [&["run"][..], &["tail"], &["topics", "create"], &["publish", text(tone.path())]];
     std::thread::scope(|scope| {
@@ -401,7 +217,7 @@ fn an_unreachable_broker_is_named() {
 #[test]
 fn a_missing_topic_is_named_with_the_command_that_makes_it() {
     let topics = Topics::unmade();
-    let tone = file(&wav(220.0, 0.5, 16_000, 1));
+    let tone = file(".wav", wav(220.0, 0.5, 16_000, 1));
     let options = topics.options();
     for (arguments, missing) in [
         (&["run"][..], &topics.audio),
@@ -423,8 +239,7 @@ fn a_port_that_is_taken_is_named() {
 
 #[test]
 fn a_property_librdkafka_does_not_know_is_named() {
-    let config = tempfile::NamedTempFile::with_suffix(".toml").expect("a file");
-    fs::write(config.path(), "[kafka.properties]\n\"no.such.property\" = \"1\"\n").expect("a file");
+    let config = file(".toml", "[kafka.properties]\n\"no.such.property\" = \"1\"\n");
     let arguments = ["run", "--brokers", brokers(), "--log", "error", "--config", text(config.path())];
     assert_says_only(&tonearm(&arguments), FAILED, &["kafka.properties", "no.such.property"]);
 }

@@ -70,11 +70,6 @@ pub fn main(global: &Global, args: &DemoArgs) -> CommandResult {
     let config = global.config([])?;
     let started = Instant::now();
     let consumer = tail::follow(&config, &[&config.topics.predictions, &config.topics.rejected], Offset::End)?;
-    // The followed positions must be known before the first result can come.
-    for topic in [&config.topics.predictions, &config.topics.rejected] {
-        rdkafka::consumer::Consumer::fetch_watermarks(&consumer, topic, 0, crate::kafka::FIRST_ANSWER)
-            .map_err(CommandError::failed)?;
-    }
     publish::main(&global, &PublishArgs::of(files.clone()))?;
     say::line("");
 

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::Args;
@@ -21,7 +21,7 @@ use tonearm_schemas::{prediction::Prediction, reject::header};
 use super::{CommandError, CommandResult, Global, paint};
 use crate::{
     config::Config,
-    kafka::{self, Logged},
+    kafka::{self, FIRST_ANSWER, Logged},
     telemetry::log,
 };
 
@@ -87,12 +87,26 @@ pub fn follow(config: &Config, topics: &[&str], start: Offset) -> Result<BaseCon
     let mut assignment = TopicPartitionList::new();
     for topic in topics {
         let partitions = kafka::partitions(consumer.client(), &config.kafka, topic).map_err(CommandError::failed)?;
-        for partition in 0..partitions {
-            assignment.add_partition_offset(topic, partition as i32, start).map_err(CommandError::failed)?;
+        for partition in 0..partitions as i32 {
+            // An end that is known now cannot move on with the first result, as one that is looked up later would.
+            let start = if start == Offset::End { end(&consumer, topic, partition)? } else { start };
+            assignment.add_partition_offset(topic, partition, start).map_err(CommandError::failed)?;
         }
     }
     consumer.assign(&assignment).map_err(CommandError::failed)?;
     Ok(consumer)
+}
+
+/// The offset of the next record of a partition. One that was just made may have no leader for a moment.
+fn end(consumer: &BaseConsumer<Logged>, topic: &str, partition: i32) -> Result<Offset, CommandError> {
+    let asked = Instant::now();
+    loop {
+        match consumer.fetch_watermarks(topic, partition, FIRST_ANSWER) {
+            Ok((_, end)) => return Ok(Offset::Offset(end)),
+            Err(_) if asked.elapsed() < FIRST_ANSWER => std::thread::sleep(Duration::from_millis(50)),
+            Err(e) => return Err(CommandError::Failed(format!("the end of {topic}, partition {partition}: {e}"))),
+        }
+    }
 }
 
 fn json(message: &BorrowedMessage<'_>) -> String {

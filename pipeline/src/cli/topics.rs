@@ -1,5 +1,7 @@
 //! `tonearm topics`
 
+use std::time::{Duration, Instant};
+
 use clap::Subcommand;
 use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -72,5 +74,32 @@ pub fn main(global: &Global, command: &TopicsCommand) -> CommandResult {
             }
         }
     }
-    if failed { Err(CommandError::Said) } else { Ok(()) }
+    if failed {
+        return Err(CommandError::Said);
+    }
+    wait_for_leaders(&admin, &wanted)
+}
+
+/// Brokers answer before a new topic can be used: whoever comes next must not meet one without leaders.
+fn wait_for_leaders(admin: &AdminClient<Logged>, topics: &[NewTopic<'_>]) -> CommandResult {
+    let asked = Instant::now();
+    for topic in topics {
+        loop {
+            let metadata = admin.inner().fetch_metadata(Some(topic.name), Timeout::After(FIRST_ANSWER));
+            let ready = metadata.is_ok_and(|metadata| {
+                metadata.topics().iter().any(|found| {
+                    let partitions = found.partitions();
+                    !partitions.is_empty() && partitions.iter().all(|partition| partition.leader() >= 0)
+                })
+            });
+            if ready {
+                break;
+            }
+            if asked.elapsed() > FIRST_ANSWER {
+                return Err(CommandError::Failed(format!("topic {} has partitions without a leader", topic.name)));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    Ok(())
 }
