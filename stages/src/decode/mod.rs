@@ -100,6 +100,11 @@ impl<'a> Decoder<'a> {
             Codec::Pcm(pcm) => {
                 pcm.append(&packet.data, mono);
             }
+            Codec::Lewton(codec) => {
+                let planes = codec.decode(&packet.data)?;
+                let decoded = planes.first().map_or(0, Vec::len);
+                mono::append_planes(&planes, kept(&packet, decoded, &mut self.skip), mono);
+            }
             Codec::Symphonia(codec) => {
                 let packet_ref = PacketRef::new(0, Timestamp::ZERO, Duration::ZERO, &packet.data);
                 let buffer = codec.decode_ref(&packet_ref).map_err(|error| decode_fault(&self.info, error))?;
@@ -184,6 +189,7 @@ fn kept(packet: &Packet<'_>, decoded: usize, skip: &mut usize) -> std::ops::Rang
 enum Codec {
     Pcm(pcm::Pcm),
     Symphonia(Box<dyn AudioDecoder>),
+    Lewton(Box<vorbis::Lewton>),
 }
 
 impl Codec {

@@ -20,9 +20,21 @@ pub fn append(buffer: &GenericAudioBufferRef<'_>, frames: Range<usize>, mono: &m
     }
 }
 
+/// The same of planes of floats, which have equal lengths.
+pub fn append_planes(planes: &[Vec<f32>], frames: Range<usize>, mono: &mut Vec<f32>) {
+    mean_of(planes.iter().map(Vec::as_slice), frames, mono);
+}
+
 fn mean<S: Sample + IntoSample<f32>>(buffer: &AudioBuffer<S>, frames: Range<usize>, mono: &mut Vec<f32>) -> usize {
+    mean_of(buffer.iter_planes(), frames, mono)
+}
+
+fn mean_of<'a, S: Sample + IntoSample<f32> + 'a>(
+    mut planes: impl Iterator<Item = &'a [S]>,
+    frames: Range<usize>,
+    mono: &mut Vec<f32>,
+) -> usize {
     let start = mono.len();
-    let mut planes = buffer.iter_planes();
     let Some(first) = planes.next() else { return 0 };
     mono.extend(first[frames.clone()].iter().map(|&s| s.into_sample()));
     let mut channels = 1.0f32;

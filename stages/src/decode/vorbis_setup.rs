@@ -1,6 +1,6 @@
 //! The Vorbis setup header (Vorbis I §4.2.4), as far as it says how long packets are and whether they are decoded right.
 
-use super::{Fault, corrupt, unsupported};
+use super::{Fault, corrupt};
 
 /// Of all codebooks together. Encoders need a hundredth of it; a few bytes could claim 2^48.
 const MAX_VALUES: u64 = 1 << 22;
@@ -9,6 +9,8 @@ const MAX_VALUES: u64 = 1 << 22;
 pub struct Setup {
     /// For every mode, whether its block is the long one.
     pub modes: Vec<bool>,
+    /// Whether symphonia decodes streams of this form right.
+    pub symphonia: bool,
 }
 
 struct Residue {
@@ -63,14 +65,15 @@ impl Setup {
         repeat(&mut bits, 6, |bits| Ok(bits.read(16)))?;
         repeat(&mut bits, 6, floor)?;
         let residues = repeat(&mut bits, 6, |bits| Ok(residue(bits)))?;
-        repeat(&mut bits, 6, |bits| mapping(bits, channels, block_sizes, &residues, &dimensions))?;
+        let mappings = repeat(&mut bits, 6, |bits| mapping(bits, channels, block_sizes, &residues, &dimensions))?;
+        let symphonia = mappings.into_iter().all(|right| right);
         let modes = repeat(&mut bits, 6, |bits| {
             let long = bits.flag();
             bits.read(32);
             bits.read(8);
             Ok(long)
         })?;
-        Ok(Self { modes })
+        Ok(Self { modes, symphonia })
     }
 }
 
@@ -192,25 +195,25 @@ fn residue(bits: &mut Bits<'_>) -> Residue {
     Residue { kind, begin, end, partition, classbook, passes }
 }
 
+/// Whether symphonia decodes this mapping right.
 fn mapping(
     bits: &mut Bits<'_>,
     channels: u32,
     block_sizes: [u32; 2],
     residues: &[Residue],
     dimensions: &[u32],
-) -> Result<(), Fault> {
+) -> Result<bool, Fault> {
     if bits.read(16) != 0 {
         return Err(corrupt("Vorbis has a mapping of a type that is not defined"));
     }
     let submaps = if bits.flag() { bits.read(4) + 1 } else { 1 };
+    let mut symphonia = true;
     let mut coupled = 0u32;
     if bits.flag() {
         for _ in 0..=bits.read(8) {
             for _ in 0..2 {
                 let channel = bits.read(ilog(channels - 1));
-                if coupled >> channel & 1 == 1 {
-                    return Err(unsupported("Vorbis with a channel in two couplings is not decoded"));
-                }
+                symphonia &= coupled >> channel & 1 == 0;
                 coupled |= 1 << channel;
             }
         }
@@ -232,11 +235,7 @@ fn mapping(
                 let length = residue.end.min(size / 2).saturating_sub(residue.begin);
                 words > 0 && !(length / residue.partition).is_multiple_of(words)
             });
-        if spills {
-            return Err(unsupported(
-                "Vorbis with channels coded one by one, in this form, is not decoded; coupled ones are",
-            ));
-        }
+        symphonia &= !spills;
     }
-    Ok(())
+    Ok(symphonia)
 }
