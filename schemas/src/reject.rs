@@ -27,11 +27,13 @@ pub enum RejectClass {
     DecoderCrash,
     /// The model failed on these windows, or gave scores that are not finite numbers.
     ModelFailure,
+    /// A record between two stages is no block, is not in its track's order, or was made for another model.
+    InvalidBlock,
 }
 
 impl RejectClass {
     /// Every class, in the order of the documentation.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::EmptyRecord,
         Self::UnsupportedFormat,
         Self::CorruptAudio,
@@ -41,6 +43,7 @@ impl RejectClass {
         Self::TooShort,
         Self::DecoderCrash,
         Self::ModelFailure,
+        Self::InvalidBlock,
     ];
 
     /// The word that travels: `unsupported-format`, …
@@ -55,6 +58,7 @@ impl RejectClass {
             Self::TooShort => "too-short",
             Self::DecoderCrash => "decoder-crash",
             Self::ModelFailure => "model-failure",
+            Self::InvalidBlock => "invalid-block",
         }
     }
 }

@@ -45,6 +45,8 @@ pub fn start(name: &str, owner: u32) -> String {
 /// Topics and a group of one test.
 pub struct Topics {
     pub audio: String,
+    pub pcm: String,
+    pub features: String,
     pub predictions: String,
     pub rejected: String,
     pub group: String,
@@ -63,10 +65,19 @@ impl Topics {
         topics
     }
 
+    /// [`new`](Self::new), and topics for what is between the stages.
+    pub fn between_stages(partitions: i32) -> Self {
+        let topics = Self::new(partitions);
+        create(&[(&topics.pcm, partitions), (&topics.features, partitions)]);
+        topics
+    }
+
     /// Names of topics that do not exist.
     pub fn unmade() -> Self {
         let name = chance::name("audio");
         Self {
+            pcm: format!("{name}.pcm"),
+            features: format!("{name}.features"),
             predictions: format!("{name}.predictions"),
             rejected: format!("{name}.rejected"),
             group: format!("{name}.group"),
@@ -86,9 +97,11 @@ impl Topics {
     }
 
     /// The options that make the program use these.
-    pub fn options(&self) -> [(&'static str, &str); 4] {
+    pub fn options(&self) -> [(&'static str, &str); 6] {
         [
             ("TONEARM__TOPICS__AUDIO", &self.audio),
+            ("TONEARM__TOPICS__PCM", &self.pcm),
+            ("TONEARM__TOPICS__FEATURES", &self.features),
             ("TONEARM__TOPICS__PREDICTIONS", &self.predictions),
             ("TONEARM__TOPICS__REJECTED", &self.rejected),
             ("TONEARM__KAFKA__GROUP_ID", &self.group),

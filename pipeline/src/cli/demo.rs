@@ -20,6 +20,7 @@ use nix::{
 use rdkafka::{Message, Offset};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::TempDir;
+use tonearm_models::repository;
 use tonearm_schemas::prediction::Prediction;
 
 use super::{
@@ -55,7 +56,9 @@ pub fn main(global: &Global, args: &DemoArgs) -> CommandResult {
     }
     let files = files::expand(std::slice::from_ref(&args.music))?;
     // A wrong model or option should not come up only after Kafka has started.
-    super::predict::load(&global.config([])?)?;
+    let config = global.config([])?;
+    let found = repository::find(&config.models_dir, &config.model).map_err(CommandError::failed)?;
+    super::predict::load(&found, config.precision)?;
     let folder = TempDir::with_prefix("tonearm-demo-").map_err(CommandError::failed)?;
 
     let kafka = match &global.brokers {

@@ -10,18 +10,14 @@ use std::{
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tonearm_models::repository;
-use tonearm_schemas::{
-    manifest::Manifest,
-    prediction::{Prediction, Source},
-};
-use tonearm_stages::infer::{Model, TorchScript};
+use tonearm_schemas::prediction::{Prediction, Source};
+use tonearm_stages::infer::{Model, Precision, TorchScript};
 
 use super::{CommandError, CommandResult, Global, files, flag, model_flags, paint, say};
 use crate::{
-    config::Config,
-    run::Lease,
+    config::Stages,
     telemetry::log,
-    track::{Tagger, Track},
+    track::{Block, Made, Origin, Sink, Tagger},
     workers::{CloseOnDrop, Pool, Task},
 };
 
@@ -67,8 +63,9 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
     ])?;
     log::init(if global.log.is_some() { &config.log.level } else { "error" }, config.log.json);
     let files = files::expand(&args.files)?;
-    let (model, manifest) = load(&config)?;
-    let tagger = Tagger::new(model, manifest, config.output, config.limits);
+    let found = repository::find(&config.models_dir, &config.model).map_err(CommandError::failed)?;
+    let model = load(&found, config.precision)?;
+    let tagger = Arc::new(Tagger::new(Stages::ALL, Some(model), found.manifest, config.output, config.limits));
 
     let bar = ProgressBar::hidden();
     if files.len() > 1 && std::io::stderr().is_terminal() {
@@ -105,23 +102,37 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
     if failed { Err(CommandError::Said) } else { Ok(()) }
 }
 
-/// Loads the configured model.
-pub fn load(config: &Config) -> Result<(Arc<dyn Model>, Manifest), CommandError> {
-    let found = repository::find(&config.models_dir, &config.model).map_err(CommandError::failed)?;
-    let model = TorchScript::load(&found.file(), &found.manifest, config.precision).map_err(CommandError::failed)?;
-    Ok((Arc::new(model), found.manifest))
+/// Loads a model and warms it up.
+pub fn load(found: &repository::Model, precision: Precision) -> Result<Arc<dyn Model>, CommandError> {
+    let model = TorchScript::load(&found.file(), &found.manifest, precision).map_err(CommandError::failed)?;
+    Ok(Arc::new(model))
 }
 
-fn predict<'env>(tagger: &Tagger, pool: &Pool<'env>, name: &str, bytes: &[u8]) -> Result<Prediction, String> {
-    let track = Track {
-        bytes,
-        content_type: None,
+fn predict(tagger: &Arc<Tagger>, pool: &Pool<'_>, name: &str, bytes: &[u8]) -> Result<Prediction, String> {
+    let origin = Origin {
         id: name.to_owned(),
         key: None,
         source: Source::File { file: name.to_owned() },
         received: Instant::now(),
     };
-    tagger.predict(pool, track, &Lease::default()).map_err(|reject| format!("{name}: {reject}"))
+    match tagger.process(pool, origin, bytes, None, &NoBlocks) {
+        Some(Made::Prediction(prediction)) => Ok(*prediction),
+        Some(Made::Reject { reject, .. }) => Err(format!("{name}: {reject}")),
+        Some(Made::Block(_)) | None => Err(format!("{name}: it has no prediction")),
+    }
+}
+
+/// With all stages here, there is no next one.
+struct NoBlocks;
+
+impl Sink for NoBlocks {
+    fn goes_on(&self) -> bool {
+        true
+    }
+
+    fn take(&self, _: Block) -> bool {
+        false
+    }
 }
 
 /// Prints results in the order of the arguments, as soon as those before them are printed.

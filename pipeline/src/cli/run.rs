@@ -7,6 +7,8 @@ use std::sync::{
 
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use tonearm_models::repository;
+use tonearm_schemas::reject::Stage;
 
 use super::{CommandError, CommandResult, Global, flag, model_flags, predict::load};
 use crate::{
@@ -22,7 +24,8 @@ use crate::{
 #[command(after_help = "Examples:\n  \
     tonearm run\n  \
     tonearm run --brokers kafka-1:9092,kafka-2:9092 --group taggers --instance tagger-7\n  \
-    tonearm run --config /etc/tonearm.toml\n\n\
+    tonearm run --config /etc/tonearm.toml\n  \
+    tonearm run --stages decode                    one of three kinds of processes, see docs/delivery.md\n\n\
     SIGTERM or Ctrl-C finishes what is being worked on, commits and leaves the group; a second one stops at once.")]
 pub struct RunArgs {
     /// Consumer group
@@ -37,6 +40,9 @@ pub struct RunArgs {
     /// CPU threads
     #[arg(long, value_name = "N")]
     workers: Option<u32>,
+    /// Stages this process runs, without a gap [default: decode,features,infer]
+    #[arg(long, value_name = "STAGES")]
+    stages: Option<String>,
 }
 
 pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
@@ -47,6 +53,7 @@ pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
         flag("kafka.group_id", "--group", args.group.as_ref()),
         flag("kafka.instance_id", "--instance", args.instance.as_ref()),
         flag("runtime.workers", "--workers", args.workers),
+        flag("runtime.stages", "--stages", args.stages.as_ref()),
     ])?;
     log::init(&config.log.level, config.log.json);
 
@@ -65,15 +72,22 @@ pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
         None => None,
     };
 
-    let (model, manifest) = load(&config)?;
-    tracing::info!(
-        model = manifest.name,
-        version = %manifest.version,
-        precision = model.precision().as_str(),
-        "model is warm"
-    );
+    let found = repository::find(&config.models_dir, &config.model).map_err(CommandError::failed)?;
+    let model = if config.runtime.stages.has(Stage::Infer) {
+        let model = load(&found, config.precision)?;
+        tracing::info!(
+            model = found.manifest.name,
+            version = %found.manifest.version,
+            precision = model.precision().as_str(),
+            "model is warm"
+        );
+        Some(model)
+    } else {
+        None
+    };
     health.model_warm.store(true, Ordering::Relaxed);
-    let tagger = Arc::new(Tagger::new(model, manifest, config.output, config.limits));
+    let tagger = Tagger::new(config.runtime.stages, model, found.manifest, config.output, config.limits);
+    let tagger = Arc::new(tagger);
     let result = run::run(&config, &tagger, &health, &stop).map_err(CommandError::failed);
     if let Some(admin) = admin {
         admin.shutdown_background();

@@ -1,6 +1,7 @@
 //! Configuration: what the user wrote (`layers`) → checked here, all problems at once → what the program uses.
 
 mod layers;
+mod stages;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
@@ -10,6 +11,7 @@ use tonearm_models::repository::ModelRef;
 use tonearm_stages::infer::Precision;
 
 pub use layers::{Layers, Override};
+pub use stages::Stages;
 
 /// The commented file of all options, compiled in.
 pub const DEFAULTS: &str = include_str!("../../../tonearm.toml");
@@ -91,6 +93,7 @@ pub struct Limits {
 
 #[derive(Clone, Copy, Debug)]
 pub struct Runtime {
+    pub stages: Stages,
     pub delivery: Delivery,
     pub workers: NonZeroUsize,
     pub commit_interval: Duration,
@@ -161,6 +164,7 @@ struct WrittenLimits {
 
 #[derive(Deserialize)]
 struct WrittenRuntime {
+    stages: String,
     delivery: String,
     workers: i64,
     commit_interval_ms: i64,
@@ -180,6 +184,25 @@ struct WrittenLog {
 }
 
 impl Config {
+    /// The topic this process reads.
+    pub fn input_topic(&self) -> &str {
+        self.runtime.stages.input(&self.topics)
+    }
+
+    /// The topic its results go to.
+    pub fn output_topic(&self) -> &str {
+        self.runtime.stages.output(&self.topics)
+    }
+
+    /// Names this process's transactions: the same after a restart, and another for other stages of the same instance.
+    pub fn transactional_id(&self) -> String {
+        let Kafka { group_id, instance_id, .. } = &self.kafka;
+        match self.runtime.stages {
+            Stages::ALL => format!("{group_id}-{instance_id}"),
+            stages => format!("{group_id}-{instance_id}-{stages}"),
+        }
+    }
+
     /// Checks the merged layers.
     ///
     /// # Errors
@@ -265,11 +288,18 @@ impl Checks<'_> {
         };
 
         let runtime = &written.runtime;
+        let stages = self.parsed("runtime.stages", runtime.stages.parse::<Stages>());
         let delivery = self.one_of(
             "runtime.delivery",
             &runtime.delivery,
             &[("exactly-once", Delivery::ExactlyOnce), ("at-least-once", Delivery::AtLeastOnce)],
         );
+        if let (Some(stages), Some(Delivery::AtLeastOnce)) = (stages, delivery)
+            && stages.writes().is_some()
+        {
+            let problem = format!("= \"at-least-once\" cannot go with the stages {stages}: blocks may not be repeated");
+            self.problem("runtime.delivery", problem);
+        }
         let workers = NonZeroUsize::new(self.within("runtime.workers", runtime.workers, 0, 1024) as usize)
             .or_else(|| std::thread::available_parallelism().ok())
             .unwrap_or(NonZeroUsize::MIN);
@@ -299,6 +329,7 @@ impl Checks<'_> {
             output: Output { labels, windows: written.output.windows },
             limits,
             runtime: Runtime {
+                stages: stages?,
                 delivery: delivery?,
                 workers,
                 commit_interval: Duration::from_millis(commit_interval),

@@ -4,9 +4,10 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use crossbeam_channel::Sender;
@@ -21,10 +22,11 @@ use rdkafka::{
 use crate::{
     config::{Config, GroupProtocol},
     kafka::{self, ClientError},
-    telemetry::{admin::Health, metrics},
+    telemetry::metrics,
 };
 
 pub type GroupConsumer = BaseConsumer<Membership>;
+pub type PartitionQueue = rdkafka::consumer::base_consumer::PartitionQueue<Membership>;
 
 /// A change of the assignment that the loop has yet to carry out.
 #[derive(Debug)]
@@ -38,22 +40,32 @@ pub struct Membership {
     changes: Mutex<VecDeque<Change>>,
     /// While the consumer closes, nobody carries changes out any more.
     closing: AtomicBool,
-    joined: Arc<AtomicBool>,
+    /// Since when the group's coordinator counts this process in.
+    member_since: Mutex<Option<Instant>>,
     wake: Sender<()>,
 }
 
 impl Membership {
-    pub fn new(joined: Arc<AtomicBool>, wake: Sender<()>) -> Self {
-        Self { changes: Mutex::default(), closing: AtomicBool::new(false), joined, wake }
+    fn new(wake: Sender<()>) -> Self {
+        Self { changes: Mutex::default(), closing: AtomicBool::new(false), member_since: Mutex::default(), wake }
     }
 
     pub fn next_change(&self) -> Option<Change> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
+    /// How long this process has been a member without a break.
+    pub fn member_for(&self) -> Option<Duration> {
+        let since = *self.member_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.map(|since| since.elapsed())
+    }
+
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
     pub fn close(&self) {
         self.closing.store(true, Ordering::SeqCst);
-        self.joined.store(false, Ordering::Relaxed);
     }
 }
 
@@ -61,7 +73,7 @@ impl Membership {
 ///
 /// # Errors
 /// librdkafka refuses the configuration.
-pub fn consumer(config: &Config, health: &Health, wake: Sender<()>) -> Result<GroupConsumer, ClientError> {
+pub fn consumer(config: &Config, wake: Sender<()>) -> Result<GroupConsumer, ClientError> {
     let kafka = &config.kafka;
     let mut client = kafka::client_config(kafka);
     client
@@ -72,8 +84,11 @@ pub fn consumer(config: &Config, health: &Health, wake: Sender<()>) -> Result<Gr
         .set("auto.offset.reset", "earliest")
         .set("isolation.level", "read_committed")
         .set("statistics.interval.ms", "500")
-        // What librdkafka reads ahead of us; the bytes in flight are ours to bound.
-        .set("queued.max.messages.kbytes", "32768")
+        // What librdkafka reads ahead of each shard: below the first bound it asks for up to the second, or one record
+        // that is larger. When there is room again it looks soon: its default of 1 s would starve large records.
+        .set("queued.max.messages.kbytes", "1024")
+        .set("max.partition.fetch.bytes", "1048576")
+        .set("fetch.queue.backoff.ms", "10")
         .set("fetch.max.bytes", "16777216")
         .set("receive.message.max.bytes", kafka::MAX_RESPONSE_BYTES)
         .set("fetch.wait.max.ms", "100")
@@ -84,12 +99,12 @@ pub fn consumer(config: &Config, health: &Health, wake: Sender<()>) -> Result<Gr
         GroupProtocol::Classic => client
             .set("group.protocol", "classic")
             .set("partition.assignment.strategy", "cooperative-sticky")
-            .set("session.timeout.ms", "10000")
+            // The least that brokers allow by default.
+            .set("session.timeout.ms", "6000")
             .set("heartbeat.interval.ms", "1000"),
     };
-    let membership = Membership::new(Arc::clone(&health.group_joined), wake);
     kafka::with_properties(client, kafka)
-        .create_with_context::<_, BaseConsumer<_>>(membership)
+        .create_with_context::<_, BaseConsumer<_>>(Membership::new(wake))
         .map_err(ClientError::Config)
 }
 
@@ -138,9 +153,9 @@ impl ClientContext for Membership {
     fn stats(&self, statistics: Statistics) {
         // librdkafka's words for a member that has its assignment.
         let steady = statistics.cgrp.is_some_and(|group| group.join_state == "steady" && group.state == "up");
-        if !self.closing.load(Ordering::SeqCst) {
-            self.joined.store(steady, Ordering::Relaxed);
-        }
+        let mut since = self.member_since.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = steady.then(|| since.unwrap_or_else(Instant::now));
+        drop(since);
         for topic in statistics.topics.values() {
             for (&partition, state) in &topic.partitions {
                 // The stored position is that of our last commit; before the first one there is only the broker's.

@@ -1,15 +1,16 @@
-//! What is known of the records of one partition: which are worked on, finished, sent, and committed.
+//! What is known of the records of one partition: which are worked on, what came of them, what is sent and committed.
 //!
-//! Records may finish in any order. They are sent in offset order, and a position is only ever committed when
-//! everything before it was sent.
+//! Records may finish in any order. What came of them is sent in offset order, and a position is only ever committed when
+//! everything before it was sent. A long record may send some of its outputs before it is complete: the position then
+//! stays at the record and counts them.
 
 use std::collections::VecDeque;
 
-/// The records of one partition that are not committed yet, in offset order. `T` is a finished record's result.
+/// The records of one partition that are not committed yet, in offset order. `T` is one output of a record.
 #[derive(Debug)]
 pub struct Ledger<T> {
     entries: VecDeque<Entry<T>>,
-    /// The first `sent` entries are sent and not committed.
+    /// The first `sent` entries are sent with all their outputs, and not committed.
     sent: usize,
     bytes: usize,
     last_accepted: Option<i64>,
@@ -18,16 +19,33 @@ pub struct Ledger<T> {
 #[derive(Debug)]
 struct Entry<T> {
     offset: i64,
+    /// Of the record as long as it is worked on.
     bytes: usize,
-    state: State<T>,
+    state: State,
+    /// Outputs that are not committed, each with its bytes.
+    outputs: VecDeque<(T, usize)>,
+    /// The first of them, that are sent.
+    sent: usize,
+    /// Outputs committed earlier, by this process or the partition's last owner.
+    committed: u64,
+    /// Outputs yet to come that are committed already.
+    skip: u64,
 }
 
-#[derive(Debug)]
-enum State<T> {
+#[derive(Debug, PartialEq, Eq)]
+enum State {
     Working,
-    Finished(T),
-    /// It will not be finished here: another process starts over with it.
+    /// All its outputs are known.
+    Complete,
+    /// It will not be completed here: another process starts over with it.
     Abandoned,
+}
+
+/// Where a partition is: all records before `offset` have sent their outputs, and the record there the first `outputs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    pub offset: i64,
+    pub outputs: u64,
 }
 
 impl<T> Default for Ledger<T> {
@@ -37,83 +55,140 @@ impl<T> Default for Ledger<T> {
 }
 
 impl<T> Ledger<T> {
-    /// Takes a record on that weighs `bytes`. False where its offset was taken on before.
+    /// Takes a record on that weighs `bytes` while it is worked on; its first `committed` outputs are not wanted. False
+    /// where its offset was taken on before.
     #[must_use]
-    pub fn accept(&mut self, offset: i64, bytes: usize) -> bool {
+    pub fn accept(&mut self, offset: i64, bytes: usize, committed: u64) -> bool {
         if self.last_accepted.is_some_and(|last| offset <= last) {
             return false;
         }
         self.last_accepted = Some(offset);
         self.bytes += bytes;
-        self.entries.push_back(Entry { offset, bytes, state: State::Working });
+        self.entries.push_back(Entry {
+            offset,
+            bytes,
+            state: State::Working,
+            outputs: VecDeque::new(),
+            sent: 0,
+            committed,
+            skip: committed,
+        });
         true
     }
 
-    /// Notes the result of a record, which weighs `bytes` from now on.
-    pub fn finish(&mut self, offset: i64, bytes: usize, result: T) {
-        self.settle(offset, bytes, State::Finished(result));
+    /// Adds an output of a record that is worked on. False where it was committed before, and is dropped.
+    pub fn add(&mut self, offset: i64, bytes: usize, output: T) -> bool {
+        let Some(entry) = self.entry(offset) else { return false };
+        if entry.skip > 0 {
+            entry.skip -= 1;
+            return false;
+        }
+        entry.outputs.push_back((output, bytes));
+        self.bytes += bytes;
+        true
     }
 
-    /// Notes that a record has no result and will have none here.
+    /// Notes that a record has no more outputs to come.
+    pub fn complete(&mut self, offset: i64) {
+        self.settle(offset, State::Complete);
+    }
+
+    /// Notes that a record will not be completed here.
     pub fn abandon(&mut self, offset: i64) {
-        self.settle(offset, 0, State::Abandoned);
+        self.settle(offset, State::Abandoned);
     }
 
-    fn settle(&mut self, offset: i64, bytes: usize, state: State<T>) {
-        let found = self.entries.binary_search_by_key(&offset, |entry| entry.offset);
-        if let Some(entry) = found.ok().and_then(|at| self.entries.get_mut(at)) {
-            debug_assert!(matches!(entry.state, State::Working), "offset {offset} is settled twice");
-            self.bytes = self.bytes - entry.bytes + bytes;
-            entry.bytes = bytes;
+    fn settle(&mut self, offset: i64, state: State) {
+        if let Some(entry) = self.entry(offset) {
+            debug_assert_eq!(entry.state, State::Working, "offset {offset} is settled twice");
+            let bytes = std::mem::take(&mut entry.bytes);
             entry.state = state;
+            self.bytes -= bytes;
         }
     }
 
-    /// The next result to send, if every record before it is sent.
-    pub fn next_to_send(&self) -> Option<&T> {
-        match &self.entries.get(self.sent)?.state {
-            State::Finished(result) => Some(result),
-            State::Working | State::Abandoned => None,
+    fn entry(&mut self, offset: i64) -> Option<&mut Entry<T>> {
+        let found = self.entries.binary_search_by_key(&offset, |entry| entry.offset);
+        found.ok().and_then(|at| self.entries.get_mut(at))
+    }
+
+    /// The first record that has outputs to come: it alone may need room that others hold.
+    pub fn head(&self) -> Option<i64> {
+        self.entries.iter().find(|entry| entry.state == State::Working).map(|entry| entry.offset)
+    }
+
+    /// The next output to send, if everything before it is sent.
+    pub fn next_to_send(&mut self) -> Option<&T> {
+        while let Some(entry) = self.entries.get(self.sent) {
+            if entry.sent < entry.outputs.len() || entry.state != State::Complete {
+                break;
+            }
+            self.sent += 1;
         }
+        let entry = self.entries.get(self.sent)?;
+        entry.outputs.get(entry.sent).map(|(output, _)| output)
     }
 
     /// Notes that [`next_to_send`](Self::next_to_send) was sent.
     pub fn mark_sent(&mut self) {
         if self.next_to_send().is_some() {
-            self.sent += 1;
+            self.entries[self.sent].sent += 1;
         }
     }
 
-    /// The position to commit: one after the last sent record. None where nothing was sent since the last commit.
-    pub fn position(&self) -> Option<i64> {
-        let last = self.entries.get(self.sent.checked_sub(1)?)?;
-        Some(last.offset + 1)
-    }
-
-    /// What was sent is committed: its results are handed out in order and forgotten.
-    pub fn commit(&mut self) -> Vec<T> {
-        let committed = self.entries.drain(..std::mem::take(&mut self.sent));
-        let mut results = Vec::with_capacity(committed.len());
-        for entry in committed {
-            self.bytes -= entry.bytes;
-            if let State::Finished(result) = entry.state {
-                results.push(result);
+    /// The position to commit. None where it has not moved since the last commit.
+    pub fn position(&mut self) -> Option<Position> {
+        // Records without outputs are behind us once those before them are sent.
+        self.next_to_send();
+        match self.entries.get(self.sent) {
+            Some(entry) if entry.sent > 0 => {
+                Some(Position { offset: entry.offset, outputs: entry.committed + entry.sent as u64 })
+            }
+            _ => {
+                let last = self.entries.get(self.sent.checked_sub(1)?)?;
+                Some(Position { offset: last.offset + 1, outputs: 0 })
             }
         }
-        results
+    }
+
+    /// True where something is sent and not committed.
+    pub fn has_sent(&self) -> bool {
+        self.sent > 0 || self.entries.front().is_some_and(|entry| entry.sent > 0)
+    }
+
+    /// What was sent is committed: its outputs are handed out in order and forgotten.
+    pub fn commit(&mut self) -> Vec<T> {
+        let mut committed = Vec::new();
+        for entry in self.entries.drain(..std::mem::take(&mut self.sent)) {
+            for (output, bytes) in entry.outputs {
+                self.bytes -= bytes;
+                committed.push(output);
+            }
+        }
+        if let Some(entry) = self.entries.front_mut() {
+            for (output, bytes) in entry.outputs.drain(..std::mem::take(&mut entry.sent)) {
+                entry.committed += 1;
+                self.bytes -= bytes;
+                committed.push(output);
+            }
+        }
+        committed
     }
 
     /// What was sent is lost with its transaction, and is to be sent again.
     pub fn rewind(&mut self) {
+        for entry in self.entries.iter_mut().take(self.sent + 1) {
+            entry.sent = 0;
+        }
         self.sent = 0;
     }
 
     /// True where nothing more will come of what was taken on: all is committed up to the first abandoned record.
     pub fn is_drained(&self) -> bool {
-        self.entries.front().is_none_or(|entry| matches!(entry.state, State::Abandoned))
+        self.entries.front().is_none_or(|entry| entry.state == State::Abandoned && entry.outputs.is_empty())
     }
 
-    /// Bytes of the records worked on and of the results held.
+    /// Bytes of the records worked on and of the outputs held.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -132,12 +207,14 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
+        /// A record that will have so many outputs.
         Accept {
             gap: i64,
             bytes: usize,
+            outputs: u64,
         },
-        /// The nth unsettled record, counted from the front, modulo how many there are.
-        Finish {
+        /// An output, or the end, of the nth record worked on, counted from the front, modulo how many there are.
+        Work {
             nth: usize,
             bytes: usize,
         },
@@ -147,81 +224,164 @@ mod tests {
         Send,
         Commit,
         Abort,
+        /// Another process takes over from what is committed.
+        TakeOver,
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let step = prop_oneof![
-            5 => (1..4i64, 0..100usize).prop_map(|(gap, bytes)| Step::Accept { gap, bytes }),
-            5 => (0..8usize, 0..100usize).prop_map(|(nth, bytes)| Step::Finish { nth, bytes }),
+            5 => (1..4i64, 0..100usize, 0..4u64).prop_map(|(gap, bytes, outputs)| Step::Accept { gap, bytes, outputs }),
+            12 => (0..8usize, 0..100usize).prop_map(|(nth, bytes)| Step::Work { nth, bytes }),
             1 => (0..8usize).prop_map(|nth| Step::Abandon { nth }),
-            5 => Just(Step::Send),
-            2 => Just(Step::Commit),
+            8 => Just(Step::Send),
+            3 => Just(Step::Commit),
             1 => Just(Step::Abort),
+            1 => Just(Step::TakeOver),
         ];
-        prop::collection::vec(step, 0..200)
+        prop::collection::vec(step, 0..300)
+    }
+
+    /// Offset and number of an output.
+    type Output = (i64, u64);
+
+    /// The topics, and the process that has the partition.
+    #[derive(Default)]
+    struct World {
+        /// Offsets in the partition, and how many outputs each record has.
+        records: Vec<(i64, u64)>,
+        committed: Vec<Output>,
+        position: Option<Position>,
+        ledger: Ledger<Output>,
+        /// Records worked on, with the outputs made so far.
+        working: Vec<(i64, u64)>,
+        sent: Vec<Output>,
+    }
+
+    impl World {
+        fn accept(&mut self, offset: i64, bytes: usize) {
+            let at = self.position.filter(|position| position.offset == offset);
+            let committed = at.map_or(0, |position| position.outputs);
+            assert!(self.ledger.accept(offset, bytes, committed));
+            assert!(!self.ledger.accept(offset, bytes, committed), "an offset is taken on once");
+            self.working.push((offset, 0));
+        }
+
+        fn work(&mut self, nth: usize, bytes: usize) {
+            if self.working.is_empty() {
+                return;
+            }
+            let nth = nth % self.working.len();
+            let (offset, made) = self.working[nth];
+            let outputs = self.records.iter().find(|record| record.0 == offset).expect("a record").1;
+            if made < outputs {
+                let wanted = self.ledger.add(offset, bytes, (offset, made));
+                assert_eq!(wanted, !self.committed.contains(&(offset, made)), "{offset}, output {made}");
+                self.working[nth].1 += 1;
+            } else {
+                self.ledger.complete(offset);
+                self.working.remove(nth);
+            }
+        }
+
+        fn abandon(&mut self, nth: usize) {
+            if !self.working.is_empty() {
+                let (offset, _) = self.working.remove(nth % self.working.len());
+                self.ledger.abandon(offset);
+            }
+        }
+
+        fn send(&mut self) {
+            if let Some(&output) = self.ledger.next_to_send() {
+                self.ledger.mark_sent();
+                self.sent.push(output);
+            }
+        }
+
+        fn commit(&mut self) {
+            assert!(self.ledger.has_sent() || self.sent.is_empty());
+            if let Some(position) = self.ledger.position() {
+                assert!(self.position <= Some(position), "the group goes back");
+                self.position = Some(position);
+            }
+            assert_eq!(self.ledger.commit(), self.sent);
+            self.committed.append(&mut self.sent);
+        }
+
+        fn take_over(&mut self) {
+            self.ledger = Ledger::default();
+            self.working.clear();
+            self.sent.clear();
+            let from = self.position.map_or(0, |position| position.offset);
+            for (offset, _) in self.records.clone() {
+                if offset >= from {
+                    self.accept(offset, 10);
+                }
+            }
+        }
+
+        /// The outputs of all records, in order.
+        fn wanted(&self) -> Vec<Output> {
+            self.records.iter().flat_map(|&(offset, outputs)| (0..outputs).map(move |n| (offset, n))).collect()
+        }
     }
 
     proptest! {
         #[test]
-        fn results_leave_once_in_order_and_only_behind_finished_ones(steps in steps()) {
-            let mut ledger = Ledger::default();
-            let mut accepted: Vec<i64> = Vec::new();
-            let mut unsettled: Vec<i64> = Vec::new();
-            let mut finished: Vec<i64> = Vec::new();
-            let mut committed: Vec<i64> = Vec::new();
-            let mut sent: Vec<i64> = Vec::new();
+        fn outputs_leave_once_and_in_order_whoever_has_the_partition(steps in steps()) {
+            let mut world = World::default();
             for step in steps {
                 match step {
-                    Step::Accept { gap, bytes } => {
-                        let offset = accepted.last().map_or(0, |last| last + gap);
-                        prop_assert!(ledger.accept(offset, bytes));
-                        prop_assert!(!ledger.accept(offset, bytes), "an offset is taken on once");
-                        accepted.push(offset);
-                        unsettled.push(offset);
+                    Step::Accept { gap, bytes, outputs } => {
+                        let offset = world.records.last().map_or(0, |last| last.0 + gap);
+                        world.records.push((offset, outputs));
+                        world.accept(offset, bytes);
                     }
-                    Step::Finish { nth, bytes } if !unsettled.is_empty() => {
-                        let offset = unsettled.remove(nth % unsettled.len());
-                        ledger.finish(offset, bytes, offset);
-                        finished.push(offset);
-                    }
-                    Step::Abandon { nth } if !unsettled.is_empty() => {
-                        ledger.abandon(unsettled.remove(nth % unsettled.len()));
-                    }
-                    Step::Finish { .. } | Step::Abandon { .. } => {}
-                    Step::Send => {
-                        if let Some(&offset) = ledger.next_to_send() {
-                            ledger.mark_sent();
-                            sent.push(offset);
-                        }
-                    }
-                    Step::Commit => {
-                        if let Some(position) = ledger.position() {
-                            prop_assert_eq!(position, sent.last().unwrap() + 1);
-                        }
-                        let results = ledger.commit();
-                        prop_assert_eq!(&results, &sent);
-                        committed.extend(results);
-                        sent.clear();
-                    }
+                    Step::Work { nth, bytes } => world.work(nth, bytes),
+                    Step::Abandon { nth } => world.abandon(nth),
+                    Step::Send => world.send(),
+                    Step::Commit => world.commit(),
                     Step::Abort => {
-                        ledger.rewind();
-                        sent.clear();
+                        world.ledger.rewind();
+                        world.sent.clear();
+                        prop_assert!(!world.ledger.has_sent());
                     }
+                    Step::TakeOver => world.take_over(),
                 }
-                let settled: Vec<i64> = committed.iter().chain(&sent).copied().collect();
-                prop_assert_eq!(&accepted[..settled.len()], &settled, "a gap, a repeat or a swap");
-                prop_assert!(settled.iter().all(|offset| finished.contains(offset)));
-                prop_assert_eq!(ledger.len(), accepted.len() - committed.len());
+                let left: Vec<Output> = world.committed.iter().chain(&world.sent).copied().collect();
+                prop_assert_eq!(&world.wanted()[..left.len()], &left, "a gap, a repeat or a swap");
             }
-            ledger.rewind();
-            while ledger.next_to_send().is_some() {
-                ledger.mark_sent();
+            world.take_over();
+            while !world.working.is_empty() {
+                world.work(0, 1);
             }
-            ledger.commit();
-            prop_assert_eq!(ledger.is_drained(), ledger.len() == 0 || !unsettled.contains(&accepted[accepted.len() - ledger.len()]));
-            if ledger.len() == 0 {
-                prop_assert_eq!(ledger.bytes(), 0);
+            while world.ledger.next_to_send().is_some() {
+                world.send();
             }
+            world.commit();
+            prop_assert_eq!(world.wanted(), world.committed, "something is lost");
+            prop_assert_eq!((world.ledger.len(), world.ledger.bytes()), (0, 0));
+            prop_assert!(world.ledger.is_drained());
         }
+    }
+
+    #[test]
+    fn a_ledger_is_drained_up_to_what_is_left_to_others() {
+        let mut ledger = Ledger::default();
+        for offset in 0..3 {
+            assert!(ledger.accept(offset, 1, 0));
+        }
+        ledger.add(0, 1, "first");
+        ledger.complete(0);
+        ledger.add(1, 1, "half");
+        ledger.abandon(1);
+        assert!(!ledger.is_drained());
+        while ledger.next_to_send().is_some() {
+            ledger.mark_sent();
+        }
+        assert_eq!(ledger.position(), Some(Position { offset: 1, outputs: 1 }));
+        assert!(!ledger.is_drained(), "what is sent is not committed");
+        assert_eq!(ledger.commit(), ["first", "half"]);
+        assert!(ledger.is_drained());
+        assert_eq!(ledger.head(), Some(2));
     }
 }

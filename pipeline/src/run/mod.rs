@@ -1,14 +1,20 @@
 //! `tonearm run`: the loop that reads records, hands them to the workers, and writes what they make of them.
 //!
 //! One thread owns the consumer and all shards, so there is nothing to lock: it takes what has happened (rebalances,
-//! records, results, commits), then does what is due (send, commit, pause, give partitions back). It neither computes nor
-//! waits for brokers, so membership in the group does not depend on how long records or commits take.
+//! records, results, commits), then does what is due (send, commit, give partitions back). It neither computes nor waits
+//! for brokers, so membership in the group does not depend on how long records or commits take.
 
+mod blocks;
+mod encoded;
 mod group;
 mod ledger;
+mod offsets;
+mod originals;
 mod outbox;
-mod record;
+mod receipt;
+mod results;
 mod shard;
+mod transaction;
 
 use std::{
     collections::BTreeMap,
@@ -26,12 +32,18 @@ use rdkafka::{
     error::KafkaError,
     message::BorrowedMessage,
 };
+use typed_arena::Arena;
 
 use self::{
-    group::{Change, GroupConsumer},
-    outbox::{Closed, Outbox, OutboxError},
-    record::Routes,
-    shard::{Finished, Shard},
+    blocks::BlockWork,
+    group::{Change, GroupConsumer, PartitionQueue},
+    offsets::Positions,
+    originals::Originals,
+    outbox::Outbox,
+    receipt::{News, Receipt, Worked},
+    results::Routes,
+    shard::Shard,
+    transaction::{Closed, End, TransactionsError},
 };
 use crate::{
     config::{Config, Delivery},
@@ -40,7 +52,6 @@ use crate::{
     track::Tagger,
     workers::{CloseOnDrop, Pool},
 };
-pub use shard::Lease;
 
 /// The loop looks for what is due at least this often.
 const TICK: Duration = Duration::from_millis(100);
@@ -50,8 +61,11 @@ const COMMIT_BYTES: usize = 16 << 20;
 const POLL: Duration = Duration::from_millis(1);
 /// After the drain's deadline, the last commit gets this long.
 const COMMIT_GRACE: Duration = Duration::from_secs(2);
-/// Records taken per turn, so that results are not kept waiting by a full queue.
-const READ_AHEAD: usize = 256;
+/// Records taken from a shard per turn, so that results are not kept waiting by full queues.
+const READ_AHEAD: usize = 64;
+/// A member without partitions may still wait for those of one that died: longer than the session timeout of the brokers
+/// that `scripts/kafka` starts.
+const SPARE_AFTER: Duration = Duration::from_secs(15);
 
 /// Why `run` ended with an error.
 #[derive(Debug, thiserror::Error)]
@@ -59,34 +73,57 @@ pub enum RunError {
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error(transparent)]
-    Outbox(#[from] OutboxError),
+    Transactions(#[from] TransactionsError),
     #[error("the consumer cannot go on: {0}")]
     Consumer(KafkaError),
+    #[error(
+        "topic {input} has {inputs} partitions and {output} has {outputs}: \
+         blocks keep their partition, so give both topics as many"
+    )]
+    Partitions { input: String, inputs: usize, output: String, outputs: usize },
+    #[error("topic {topic} has grown to more than {known} partitions; start again to work on the new ones")]
+    Grown { topic: String, known: usize },
 }
 
 /// Works until `stop` is set, then drains and leaves the group.
 ///
 /// # Errors
-/// Kafka cannot be reached at the start, topics are missing, or another process took this instance's place.
+/// Kafka cannot be reached at the start, topics are missing or do not fit, or another process took this instance's place.
 pub fn run(config: &Config, tagger: &Arc<Tagger>, health: &Health, stop: &AtomicBool) -> Result<(), RunError> {
     let (wake, woken) = bounded(1);
-    let mut consumer = group::consumer(config, health, wake.clone())?;
-    consumer.set_nonempty_callback(move || _ = wake.try_send(()));
-    let inputs = kafka::partitions(consumer.client(), &config.kafka, &config.topics.audio)?;
-    let outbox = Outbox::open(config)?;
-    let predictions = outbox.partitions(config, &config.topics.predictions)?;
+    let mut consumer = group::consumer(config, wake.clone())?;
+    consumer.set_nonempty_callback({
+        let wake = wake.clone();
+        move || _ = wake.try_send(())
+    });
+    let consumer = Arc::new(consumer);
+    let input = config.input_topic();
+    let inputs = kafka::partitions(consumer.client(), &config.kafka, input)?;
+    let fingerprint = tagger.fingerprint();
+    let outbox = Outbox::open(config, &fingerprint)?;
+    let outputs = outbox.partitions(config, config.output_topic())?;
     let rejected = outbox.partitions(config, &config.topics.rejected)?;
-    let routes = Arc::new(Routes::new(&config.topics, inputs, predictions, rejected));
-    consumer.subscribe(&[&config.topics.audio]).map_err(RunError::Consumer)?;
+    if config.runtime.stages.writes().is_some() && outputs != inputs {
+        let (input, output) = (input.to_owned(), config.output_topic().to_owned());
+        return Err(RunError::Partitions { input, inputs, output, outputs });
+    }
+    let routes = Arc::new(Routes::new(config, inputs, outputs, rejected));
+    let blocks = config.runtime.stages.reads().map(|kind| {
+        let originals = Originals::new(&config.kafka);
+        Arc::new(BlockWork { tagger: Arc::clone(tagger), routes: Arc::clone(&routes), originals, kind })
+    });
+    consumer.subscribe(&[input]).map_err(RunError::Consumer)?;
     tracing::info!(
         group = config.kafka.group_id,
         instance = config.kafka.instance_id,
-        topic = config.topics.audio,
+        stages = %config.runtime.stages,
+        topic = input,
         partitions = inputs,
         workers = config.runtime.workers,
         "joining the group"
     );
 
+    let queues = Arena::new();
     let pool = Pool::new();
     let result = std::thread::scope(|scope| {
         let _close = CloseOnDrop(&pool);
@@ -96,16 +133,31 @@ pub fn run(config: &Config, tagger: &Arc<Tagger>, health: &Health, stop: &Atomic
                 tracing::error!("worker {worker} cannot be started: {error}");
             }
         }
+        let (questions, asked) = unbounded();
+        let (answer, positions) = unbounded();
+        let (asker, known) = (Arc::clone(&consumer), fingerprint.as_str());
+        scope.spawn(move || offsets::answer(&asker, input, known, &asked, &answer));
+
         let (results_in, results) = unbounded();
         let mut runtime = Runtime {
             config,
+            health,
             consumer: &consumer,
+            inputs,
+            queues: &queues,
+            queue_of: BTreeMap::new(),
+            wake,
             pool: &pool,
             tagger,
+            fingerprint: &fingerprint,
             routes,
+            blocks,
             outbox,
             shards: BTreeMap::new(),
+            assigned: Vec::new(),
             revoked: Vec::new(),
+            questions,
+            positions,
             epochs: 0,
             results_in,
             results,
@@ -114,35 +166,42 @@ pub fn run(config: &Config, tagger: &Arc<Tagger>, health: &Health, stop: &Atomic
         };
         let result = runtime.work(stop);
         runtime.abandon();
+        consumer.context().close();
         result
     });
-    consumer.context().close();
+    health.group_joined.store(false, Ordering::Relaxed);
     drop(pool);
+    drop(queues);
     drop(consumer);
     tracing::info!("left the group");
     result
 }
 
-/// What a worker says of a record it had.
-struct Worked<'c> {
-    epoch: u64,
-    partition: i32,
-    offset: i64,
-    /// None: abandoned.
-    finished: Option<Finished<'c>>,
-}
-
 struct Runtime<'c, 'r> {
     config: &'r Config,
-    consumer: &'c GroupConsumer,
+    health: &'r Health,
+    consumer: &'r Arc<GroupConsumer>,
+    /// Partitions the input topic had at the start.
+    inputs: usize,
+    /// Queues that partitions have had: records borrow from them, so they stay.
+    queues: &'c Arena<PartitionQueue>,
+    queue_of: BTreeMap<i32, &'c PartitionQueue>,
+    wake: Sender<()>,
     pool: &'r Pool<'c>,
     tagger: &'r Arc<Tagger>,
+    fingerprint: &'r str,
     routes: Arc<Routes>,
+    /// Where the input is blocks.
+    blocks: Option<Arc<BlockWork>>,
     outbox: Outbox,
     /// By partition.
     shards: BTreeMap<i32, Shard<'c>>,
+    /// Partitions that are ours once it is known where the group is.
+    assigned: Vec<TopicPartitionList>,
     /// Partitions that go back to the group once their shards are done.
     revoked: Vec<TopicPartitionList>,
+    questions: Sender<Vec<i32>>,
+    positions: Receiver<Positions>,
     epochs: u64,
     results_in: Sender<Worked<'c>>,
     results: Receiver<Worked<'c>>,
@@ -158,11 +217,11 @@ impl<'c> Runtime<'c, '_> {
             if stop.load(Ordering::Relaxed) && self.stopping.is_none() {
                 self.stop();
             }
-            self.take_changes();
+            self.take_changes()?;
             self.take_messages()?;
             self.take_results();
-            self.send()?;
-            self.commit_if_due()?;
+            self.send();
+            self.commit_if_due();
             self.finish_drains();
             self.balance();
             if let Some(deadline) = self.stopping {
@@ -176,21 +235,23 @@ impl<'c> Runtime<'c, '_> {
         }
     }
 
-    /// Until something happened or is due.
+    /// Until something happens or is due.
     fn wait(&mut self) -> Result<(), RunError> {
         let until_commit = match self.outbox.pending() {
             Some((since, _)) => self.config.runtime.commit_interval.saturating_sub(since.elapsed()),
             None => TICK,
         };
-        let (mut worked, mut closed) = (None, None);
+        let (mut worked, mut closed, mut positions) = (None, None, None);
         select! {
             recv(self.results) -> result => worked = result.ok(),
             recv(self.outbox.answers()) -> answer => closed = answer.ok(),
+            recv(self.positions) -> answer => positions = answer.ok(),
             recv(self.woken) -> _ => {}
             default(until_commit.min(TICK)) => {}
         }
         worked.into_iter().for_each(|worked| self.take_result(worked));
-        closed.map_or(Ok(()), |closed| self.take_closed(closed?))
+        positions.into_iter().for_each(|positions| self.start(&positions));
+        closed.into_iter().try_for_each(|closed| self.take_closed(closed?))
     }
 
     fn stop(&mut self) {
@@ -201,90 +262,181 @@ impl<'c> Runtime<'c, '_> {
             "stopping: finishing the records being worked on"
         );
         let partitions: Vec<i32> = self.shards.keys().copied().collect();
-        self.pause(&partitions);
-        self.shards.values_mut().for_each(|shard| shard.drain(deadline));
+        self.drain(&partitions, deadline);
+        // The group waits for these to be taken up before it takes them back.
+        for partitions in std::mem::take(&mut self.assigned) {
+            self.take_up(&partitions);
+        }
     }
 
-    fn take_changes(&mut self) {
+    fn drain(&mut self, partitions: &[i32], deadline: Instant) {
+        for partition in partitions {
+            if let Some(shard) = self.shards.get_mut(partition) {
+                shard.drain(deadline);
+                if let Some(work) = &self.blocks {
+                    shard.tracks.leave(work, self.pool);
+                }
+            }
+        }
+    }
+
+    fn take_changes(&mut self) -> Result<(), RunError> {
         while let Some(change) = self.consumer.context().next_change() {
             match change {
-                Change::Assigned(partitions) => self.assigned(&partitions),
+                Change::Assigned(partitions) => self.assigned(partitions)?,
                 Change::Revoked(partitions) => self.revoked(partitions),
             }
         }
+        Ok(())
     }
 
-    fn assigned(&mut self, partitions: &TopicPartitionList) {
-        if let Err(error) = group::assign(self.consumer, partitions) {
-            tracing::error!("the group's assignment cannot be taken up: {error}");
+    /// New partitions are asked for their positions first: where the last owner left a track half done, only the group's
+    /// offsets tell how much of it is written.
+    fn assigned(&mut self, partitions: TopicPartitionList) -> Result<(), RunError> {
+        let numbers = numbers(&partitions);
+        if numbers.iter().any(|&number| number as usize >= self.inputs) {
+            let topic = self.config.input_topic().to_owned();
+            return Err(RunError::Grown { topic, known: self.inputs });
+        }
+        for &partition in &numbers {
+            self.epochs += 1;
+            let Some(queue) = self.queue(partition) else { continue };
+            self.shards.insert(partition, Shard::new(self.epochs, queue));
+        }
+        metrics::rebalanced("assigned", &numbers, self.shards.len());
+        if self.stopping.is_some() {
+            self.drain(&numbers, Instant::now());
+            self.take_up(&partitions);
+        } else {
+            // It ends after the loop.
+            let _ = self.questions.send(numbers);
+            self.assigned.push(partitions);
+        }
+        Ok(())
+    }
+
+    /// The queue librdkafka fills with a partition's records, apart from all others: one that is full is just not read.
+    fn queue(&mut self, partition: i32) -> Option<&'c PartitionQueue> {
+        if let Some(queue) = self.queue_of.get(&partition) {
+            return Some(queue);
+        }
+        let Some(mut queue) = self.consumer.split_partition_queue(self.config.input_topic(), partition) else {
+            tracing::error!("librdkafka has no queue for partition {partition}");
+            return None;
+        };
+        let wake = self.wake.clone();
+        queue.set_nonempty_callback(move || _ = wake.try_send(()));
+        let queue = &*self.queues.alloc(queue);
+        self.queue_of.insert(partition, queue);
+        Some(queue)
+    }
+
+    /// Takes partitions up from where the group is.
+    fn start(&mut self, positions: &Positions) {
+        if self.assigned.is_empty() {
             return;
         }
-        for partition in numbers(partitions) {
-            self.epochs += 1;
-            let mut shard = Shard::new(self.epochs);
-            if self.stopping.is_some() {
-                shard.drain(Instant::now());
+        let partitions = self.assigned.remove(0);
+        let mut from = TopicPartitionList::new();
+        for element in partitions.elements() {
+            let position = positions.get(&element.partition()).copied();
+            // Without a position, auto.offset.reset decides.
+            let offset = position.map_or(Offset::Invalid, |position| Offset::Offset(position.offset));
+            if let Err(error) = from.add_partition_offset(element.topic(), element.partition(), offset) {
+                tracing::error!("partition {}: {error}", element.partition());
             }
-            self.shards.insert(partition, shard);
+            if let Some(shard) = self.shards.get_mut(&element.partition()) {
+                shard.start = Some(position);
+            }
         }
-        metrics::rebalanced("assigned", &numbers(partitions), self.shards.len());
+        self.take_up(&from);
+    }
+
+    fn take_up(&self, partitions: &TopicPartitionList) {
+        if let Err(error) = group::assign(self.consumer, partitions) {
+            tracing::error!("the group's assignment cannot be taken up: {error}");
+        }
     }
 
     fn revoked(&mut self, partitions: TopicPartitionList) {
-        let lost = self.consumer.assignment_lost();
-        let now = Instant::now();
-        // Another process already owns lost partitions: what is held of them is void, and may not be committed.
-        let deadline = if lost { now } else { now + self.config.runtime.drain_timeout };
         let numbers = numbers(&partitions);
-        if lost && !self.outbox.is_idle() {
-            self.outbox.abort("partitions were lost to another process");
+        let lost = self.consumer.assignment_lost();
+        metrics::rebalanced(if lost { "lost" } else { "revoked" }, &numbers, self.shards.len() - numbers.len());
+        if !lost {
+            self.drain(&numbers, Instant::now() + self.config.runtime.drain_timeout);
+            self.revoked.push(partitions);
+            return;
         }
-        for partition in &numbers {
-            if let Some(shard) = self.shards.get_mut(partition) {
-                shard.drain(deadline);
+        // Another process already owns them: what is held of them is void, and may not be committed. A commit that is under
+        // way the broker decides on.
+        self.forget(&numbers);
+        self.outbox.abort("partitions were lost to another process");
+        self.give_back(&partitions);
+    }
+
+    /// The workers' results of these shards are of no use from now on.
+    fn forget(&mut self, partitions: &[i32]) {
+        for partition in partitions {
+            if let Some(shard) = self.shards.remove(partition) {
+                shard.lease.revoke();
+                metrics::in_flight(*partition, 0);
             }
         }
-        self.pause(&numbers);
-        metrics::rebalanced(if lost { "lost" } else { "revoked" }, &numbers, self.shards.len() - numbers.len());
-        self.revoked.push(partitions);
+    }
+
+    fn give_back(&self, partitions: &TopicPartitionList) {
+        if let Err(error) = group::unassign(self.consumer, partitions) {
+            tracing::error!("partitions cannot be given back: {error}");
+        }
     }
 
     fn take_messages(&mut self) -> Result<(), RunError> {
-        for _ in 0..READ_AHEAD {
+        // The consumer's own queue has the group's changes.
+        loop {
             match self.consumer.poll(POLL) {
-                Some(Ok(message)) => self.take_message(message),
+                Some(Ok(message)) => {
+                    // A record from before its partition had a queue; it is read again from there.
+                    tracing::debug!("offset {} of partition {} came early", message.offset(), message.partition());
+                }
                 Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => return Err(RunError::Consumer(error)),
                 Some(Err(error)) => kafka::log_error(&error, "the consumer goes on"),
                 None => break,
             }
-            if self.in_flight() >= self.config.runtime.in_flight_bytes {
-                break;
+        }
+        self.take_changes()?;
+        let partitions: Vec<i32> = self.shards.keys().copied().collect();
+        for partition in partitions {
+            for _ in 0..READ_AHEAD {
+                let Some(shard) = self.shards.get_mut(&partition).filter(|shard| shard.wants_more()) else { break };
+                match shard.queue.poll(Duration::ZERO) {
+                    Some(Ok(message)) => self.take_message(message),
+                    Some(Err(error)) => kafka::log_error(&error, "the consumer goes on"),
+                    None => break,
+                }
+                self.balance_one(partition);
             }
         }
-        self.take_changes();
         Ok(())
     }
 
     fn take_message(&mut self, message: BorrowedMessage<'c>) {
         let (partition, offset) = (message.partition(), message.offset());
-        // A draining shard takes nothing on; the partition's next owner reads the record again.
-        let Some(shard) = self.shards.get_mut(&partition).filter(|shard| shard.deadline.is_none()) else {
-            return;
-        };
+        let Some(shard) = self.shards.get_mut(&partition) else { return };
         let bytes = message.payload_len();
-        if !shard.ledger.accept(offset, bytes + record::OVERHEAD_BYTES) {
+        let committed = shard.start.flatten().filter(|start| start.offset == offset).map_or(0, |start| start.outputs);
+        if !shard.ledger.accept(offset, bytes + results::OVERHEAD_BYTES, committed) {
             tracing::warn!(partition, offset, "a record was delivered twice and is taken once");
             return;
         }
         metrics::record_read(bytes);
         let received = Instant::now();
+        let receipt = Receipt::new(shard.epoch, partition, offset, Arc::clone(&shard.lease), self.results_in.clone());
+        if let Some(work) = &self.blocks {
+            shard.tracks.take(work, self.pool, message, receipt, received);
+            return;
+        }
         let (tagger, routes) = (Arc::clone(self.tagger), Arc::clone(&self.routes));
-        let (lease, results, epoch) = (Arc::clone(&shard.lease), self.results_in.clone(), shard.epoch);
-        self.pool.submit(Box::new(move |pool| {
-            let finished = record::process(&tagger, pool, &routes, &lease, message, received);
-            // The loop ends before its workers only when it no longer wants results.
-            let _ = results.send(Worked { epoch, partition, offset, finished });
-        }));
+        self.pool.submit(Box::new(move |pool| encoded::work(&tagger, &routes, pool, message, receipt, received)));
     }
 
     fn take_results(&mut self) {
@@ -294,67 +446,71 @@ impl<'c> Runtime<'c, '_> {
     }
 
     fn take_result(&mut self, worked: Worked<'c>) {
-        let shard = self.shards.get_mut(&worked.partition).filter(|shard| shard.epoch == worked.epoch);
-        match (shard, worked.finished) {
-            (Some(shard), Some(finished)) => {
-                shard.ledger.finish(worked.offset, record::held_bytes(&finished), finished);
+        let Worked { epoch, partition, offset, news } = worked;
+        let Some(shard) = self.shards.get_mut(&partition).filter(|shard| shard.epoch == epoch) else { return };
+        let mut add = |output: results::Output<'c>| {
+            let reserved = output.reserved;
+            if !shard.ledger.add(offset, output.bytes(), output) {
+                shard.lease.release(reserved);
             }
-            (Some(shard), None) => shard.ledger.abandon(worked.offset),
-            (None, _) => {}
+        };
+        match news {
+            News::Output(output) => add(output),
+            News::Complete(outputs) => {
+                outputs.into_iter().for_each(add);
+                shard.ledger.complete(offset);
+            }
+            News::Abandoned => shard.ledger.abandon(offset),
         }
     }
 
-    fn send(&mut self) -> Result<(), RunError> {
-        if !self.outbox.is_open() {
-            return Ok(());
-        }
-        for shard in self.shards.values_mut() {
-            while let Some(finished) = shard.ledger.next_to_send() {
-                if !self.outbox.send(&finished.record)? {
-                    return Ok(());
+    fn send(&mut self) {
+        let now = Instant::now();
+        for shard in self.shards.values_mut().filter(|shard| shard.may_send(now)) {
+            while let Some(output) = shard.ledger.next_to_send() {
+                if !self.outbox.send(&output.record) {
+                    return;
                 }
                 shard.ledger.mark_sent();
             }
         }
-        Ok(())
     }
 
-    fn commit_if_due(&mut self) -> Result<(), RunError> {
-        let Some((since, bytes)) = self.outbox.pending() else {
-            return Ok(());
-        };
+    fn commit_if_due(&mut self) {
+        if self.outbox.is_idle() && self.shards.values_mut().any(|shard| shard.ledger.position().is_some()) {
+            // Records that have no outputs of their own move the group on as well.
+            self.outbox.begin();
+        }
+        let Some((since, bytes)) = self.outbox.pending() else { return };
         let draining = self.shards.values().any(|shard| shard.deadline.is_some());
         if since.elapsed() < self.config.runtime.commit_interval && bytes < COMMIT_BYTES && !draining {
-            return Ok(());
+            return;
         }
-        let mut positions = TopicPartitionList::new();
-        for (&partition, shard) in &self.shards {
-            if let Some(position) = shard.ledger.position() {
-                positions
-                    .add_partition_offset(&self.config.topics.audio, partition, Offset::Offset(position))
-                    .map_err(RunError::Consumer)?;
-            }
-        }
+        let positions: Positions = self
+            .shards
+            .iter_mut()
+            .filter_map(|(&partition, shard)| Some((partition, shard.ledger.position()?)))
+            .collect();
         self.outbox.commit(positions, self.consumer.group_metadata());
-        Ok(())
     }
 
     fn take_closed(&mut self, closed: Closed) -> Result<(), RunError> {
-        let took = self.outbox.closed();
-        match closed {
-            Closed::Committed(positions) => {
+        let took = self.outbox.closed(closed.producer, matches!(closed.end, End::Aborted(_)));
+        match closed.end {
+            End::Committed(positions) => {
                 self.note_positions(&positions);
                 let now = Instant::now();
-                let mut records = 0;
+                let mut outputs = 0;
                 for shard in self.shards.values_mut() {
-                    for finished in shard.ledger.commit() {
-                        record::committed(&finished, now);
-                        records += 1;
+                    for output in shard.ledger.commit() {
+                        results::committed(&output, now);
+                        shard.lease.release(output.reserved);
+                        outputs += 1;
                     }
                 }
-                metrics::committed(records, took);
+                metrics::committed(outputs, took);
             }
-            Closed::Aborted(reason) => {
+            End::Aborted(reason) => {
                 metrics::aborted(&reason);
                 self.shards.values_mut().for_each(|shard| shard.ledger.rewind());
             }
@@ -363,13 +519,17 @@ impl<'c> Runtime<'c, '_> {
     }
 
     /// Tells librdkafka where the group is: for the lag in its statistics, and with at-least-once for the group itself.
-    fn note_positions(&self, positions: &TopicPartitionList) {
-        if let Err(error) = self.consumer.store_offsets(positions) {
+    fn note_positions(&self, positions: &Positions) {
+        let list = match offsets::to_list(self.config.input_topic(), self.fingerprint, positions) {
+            Ok(list) => list,
+            Err(error) => return tracing::error!("positions {positions:?}: {error}"),
+        };
+        if let Err(error) = self.consumer.store_offsets(&list) {
             tracing::debug!("the lag is stale: {error}");
         }
         if self.config.runtime.delivery == Delivery::AtLeastOnce {
             // Results are written: what of this is lost is repeated, as promised.
-            if let Err(error) = self.consumer.commit(positions, CommitMode::Async) {
+            if let Err(error) = self.consumer.commit(&list, CommitMode::Async) {
                 tracing::warn!("offsets are not committed, their records may be repeated: {error}");
             }
         }
@@ -378,85 +538,48 @@ impl<'c> Runtime<'c, '_> {
     /// Gives revoked partitions back whose shards are done.
     fn finish_drains(&mut self) {
         let now = Instant::now();
-        for shard in self.shards.values().filter(|shard| shard.deadline.is_some_and(|deadline| now >= deadline)) {
+        for shard in self.shards.values().filter(|shard| !shard.may_send(now)) {
             shard.lease.revoke();
         }
-        // What is sent of a shard must be committed or void before another process may read on.
-        if !self.outbox.is_idle() {
-            return;
-        }
-        let shards = &mut self.shards;
-        let consumer = self.consumer;
-        self.revoked.retain(|partitions| {
-            let numbers = numbers(partitions);
-            let done = numbers.iter().filter_map(|number| shards.get(number)).all(|shard| shard.is_done(now));
-            if done {
-                for number in &numbers {
-                    if let Some(shard) = shards.remove(number) {
-                        shard.lease.revoke();
-                        metrics::in_flight(*number, 0);
-                    }
-                }
-                if let Err(error) = group::unassign(consumer, partitions) {
-                    tracing::error!("partitions cannot be given back: {error}");
-                }
+        for partitions in std::mem::take(&mut self.revoked) {
+            let numbers = numbers(&partitions);
+            if numbers.iter().filter_map(|number| self.shards.get(number)).all(|shard| shard.is_done(now)) {
+                self.forget(&numbers);
+                self.give_back(&partitions);
+            } else {
+                self.revoked.push(partitions);
             }
-            !done
-        });
+        }
     }
 
-    fn in_flight(&self) -> usize {
-        self.shards.values().map(|shard| shard.ledger.bytes()).sum()
-    }
-
-    /// Pauses shards that used their share of the bytes in flight up, and resumes those that have room again.
+    /// Shards that used their share of the bytes in flight up are not read until they have room again.
     fn balance(&mut self) {
+        let partitions: Vec<i32> = self.shards.keys().copied().collect();
+        for partition in partitions {
+            self.balance_one(partition);
+        }
+        for (partition, shard) in &self.shards {
+            metrics::in_flight(*partition, shard.ledger.bytes());
+        }
+        metrics::paused(self.shards.values().filter(|shard| shard.full).count());
+        let joined = match self.consumer.context().member_for() {
+            None => false,
+            Some(_) if self.shards.values().any(|shard| shard.start.is_some()) => true,
+            Some(since) => since >= SPARE_AFTER,
+        };
+        self.health.group_joined.store(joined && self.stopping.is_none(), Ordering::Relaxed);
+    }
+
+    fn balance_one(&mut self, partition: i32) {
         let limit = self.config.runtime.in_flight_bytes;
         let share = limit / self.shards.len().max(1);
-        let full = self.in_flight() >= limit;
-        let (mut pause, mut resume) = (Vec::new(), Vec::new());
-        for (&partition, shard) in &mut self.shards {
+        let all: usize = self.shards.values().map(|shard| shard.ledger.bytes()).sum();
+        if let Some(shard) = self.shards.get_mut(&partition) {
+            // The rest of the share is for the records that blocks are made of.
+            shard.lease.allow(shard.ledger.head(), share / 2);
             let bytes = shard.ledger.bytes();
-            metrics::in_flight(partition, bytes);
-            if shard.deadline.is_some() {
-                continue;
-            }
-            if !shard.paused && (full || bytes >= share) {
-                pause.push(partition);
-            } else if shard.paused && !full && bytes <= share / 2 {
-                shard.paused = false;
-                resume.push(partition);
-            }
+            shard.full = bytes > 0 && (bytes >= share || all >= limit);
         }
-        if !pause.is_empty() {
-            self.pause(&pause);
-        }
-        if !resume.is_empty() {
-            let done = self.consumer.resume(&self.list(&resume));
-            done.unwrap_or_else(|error| tracing::warn!("partitions {resume:?} cannot be resumed: {error}"));
-        }
-        metrics::paused(self.shards.values().filter(|shard| shard.paused).count());
-    }
-
-    fn pause(&mut self, partitions: &[i32]) {
-        match self.consumer.pause(&self.list(partitions)) {
-            Ok(()) => {
-                for partition in partitions {
-                    if let Some(shard) = self.shards.get_mut(partition) {
-                        shard.paused = true;
-                    }
-                }
-            }
-            Err(error) => tracing::warn!("partitions {partitions:?} cannot be paused: {error}"),
-        }
-    }
-
-    fn list(&self, partitions: &[i32]) -> TopicPartitionList {
-        let mut list = TopicPartitionList::new();
-        for &partition in partitions {
-            list.add_partition(&self.config.topics.audio, partition);
-        }
-        list
     }
 
     /// The end: whatever workers still have is of no use.

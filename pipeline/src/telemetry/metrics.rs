@@ -4,6 +4,7 @@ use std::{fmt::Write, time::Duration};
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use rdkafka::error::KafkaError;
 use tonearm_schemas::{
     prediction::Audio,
     reject::{Reject, Stage},
@@ -39,16 +40,17 @@ const PAUSED: &str = "tonearm_paused_partitions";
 const COMMITS: &str = "tonearm_commits_total";
 const ABORTS: &str = "tonearm_aborts_total";
 const COMMIT: &str = "tonearm_commit_seconds";
+const RENEWALS: &str = "tonearm_producer_renewals_total";
 const REBALANCES: &str = "tonearm_rebalances_total";
 const BUILD: &str = "tonearm_build_info";
 
-const METRICS: [Metric; 17] = [
+const METRICS: [Metric; 18] = [
     Metric {
         name: RECORDS,
         kind: Kind::Counter,
         unit: Unit::Count,
         labels: &["result"],
-        help: "Records whose result is committed, by result: prediction or reject.",
+        help: "Tracks whose last output is committed, by result: prediction, reject, or blocks for the next stage.",
     },
     Metric {
         name: REJECTS,
@@ -71,21 +73,21 @@ const METRICS: [Metric; 17] = [
         kind: Kind::Histogram,
         unit: Unit::Seconds,
         labels: &["stage"],
-        help: "Time a record waited: decode, for a worker; emit, from its result to its commit.",
+        help: "Time a track waited, by stage: the first that runs here, for a worker; emit, from its end to its commit.",
     },
     Metric {
         name: WORKING,
         kind: Kind::Histogram,
         unit: Unit::Seconds,
         labels: &["stage"],
-        help: "CPU threads' time a stage took for a record, by stage: decode, features, infer.",
+        help: "CPU threads' time a stage took for a track, by stage: decode, features, infer.",
     },
     Metric {
         name: RECORD,
         kind: Kind::Histogram,
         unit: Unit::Seconds,
         labels: &[],
-        help: "Time from reading a record to the commit of its result.",
+        help: "Time from reading a track to the commit of its last output.",
     },
     Metric {
         name: IN_FLIGHT,
@@ -135,6 +137,13 @@ const METRICS: [Metric; 17] = [
         unit: Unit::Seconds,
         labels: &[],
         help: "Time a commit took, from its start to the broker's answer.",
+    },
+    Metric {
+        name: RENEWALS,
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        labels: &[],
+        help: "Producers replaced because they could not go on, for example after brokers were gone for long.",
     },
     Metric {
         name: REBALANCES,
@@ -215,12 +224,18 @@ pub fn record_read(bytes: usize) {
     counter!(BYTES_IN).increment(bytes as u64);
 }
 
+/// A stage is through with a track.
+pub fn worked(stage: Stage, time: Duration) {
+    histogram!(WORKING, "stage" => stage.as_str()).record(time);
+}
+
+/// A track waited for a worker.
+pub fn waited(stage: Stage, time: Duration) {
+    histogram!(WAITING, "stage" => stage.as_str()).record(time);
+}
+
 /// A track's windows are all scored.
-pub fn track_done(queue: Duration, decode: Duration, features: Duration, infer: Duration, audio: &Audio) {
-    histogram!(WAITING, "stage" => Stage::Decode.as_str()).record(queue);
-    histogram!(WORKING, "stage" => Stage::Decode.as_str()).record(decode);
-    histogram!(WORKING, "stage" => Stage::Features.as_str()).record(features);
-    histogram!(WORKING, "stage" => Stage::Infer.as_str()).record(infer);
+pub fn predicted(audio: &Audio) {
     counter!(AUDIO).increment(audio.duration_s.round() as u64);
 }
 
@@ -236,18 +251,28 @@ pub fn rejected(id: &str, reject: &Reject) {
     );
 }
 
-/// A record's result is committed.
-pub fn record_committed(rejected: bool, bytes: usize, since_read: Duration, since_finished: Duration) {
-    counter!(RECORDS, "result" => if rejected { "reject" } else { "prediction" }).increment(1);
+/// An output is committed.
+pub fn output_committed(bytes: usize) {
     counter!(BYTES_OUT).increment(bytes as u64);
+}
+
+/// A track's last output is committed.
+pub fn track_committed(result: &'static str, since_read: Duration, since_finished: Duration) {
+    counter!(RECORDS, "result" => result).increment(1);
     histogram!(RECORD).record(since_read);
     histogram!(WAITING, "stage" => "emit").record(since_finished);
 }
 
-pub fn committed(records: usize, took: Duration) {
+/// The producer could not go on and has a successor.
+pub fn producer_renewed(error: &KafkaError) {
+    counter!(RENEWALS).increment(1);
+    tracing::warn!("the producer cannot go on and is replaced: {error}");
+}
+
+pub fn committed(outputs: usize, took: Duration) {
     counter!(COMMITS).increment(1);
     histogram!(COMMIT).record(took);
-    tracing::debug!(records, took_ms = took.as_millis() as u64, "committed");
+    tracing::debug!(outputs, took_ms = took.as_millis() as u64, "committed");
 }
 
 pub fn aborted(reason: &str) {

@@ -1,0 +1,318 @@
+//! How transactions end: committed with the positions of their inputs, or void. Every trouble on the way is retried,
+//! answered by an abort, or by a new producer; only another process in this one's place is the end.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    ClientConfig, ClientContext,
+    config::RDKafkaLogLevel,
+    consumer::{BaseConsumer, ConsumerGroupMetadata, DefaultConsumerContext},
+    error::{KafkaError, RDKafkaErrorCode},
+    message::DeliveryResult,
+    producer::{Producer, ProducerContext, ThreadedProducer},
+};
+
+use super::offsets::{self, Positions};
+use crate::{
+    config::{Config, Delivery, Kafka},
+    kafka::{self, ClientError},
+    telemetry::metrics,
+};
+
+/// How long one call may take before it is made again.
+const STEP: Duration = Duration::from_secs(1);
+/// Between two calls, where the broker asks for patience.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// Readers of results see nothing behind an unfinished transaction. A killed process leaves one open until this is over,
+/// unless a process with the same instance id starts before.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub type ResultProducer = ThreadedProducer<Deliveries>;
+
+/// A transaction or batch to be closed.
+pub struct Job {
+    pub producer: ResultProducer,
+    /// When it was begun.
+    pub begun: Instant,
+    pub how: Closing,
+}
+
+pub enum Closing {
+    Commit {
+        positions: Positions,
+        group: Option<ConsumerGroupMetadata>,
+    },
+    Abort {
+        reason: String,
+    },
+    /// The producer failed when nothing was open.
+    Renew {
+        error: KafkaError,
+    },
+}
+
+/// A transaction or batch that has ended, and the producer for the next.
+pub struct Closed {
+    pub producer: ResultProducer,
+    pub end: End,
+}
+
+pub enum End {
+    /// Results are written, and these positions in the input with them.
+    Committed(Positions),
+    /// What was sent is void; the reason.
+    Aborted(String),
+}
+
+/// Why the process must end: nothing can be sent any more.
+#[derive(Debug, thiserror::Error)]
+pub enum TransactionsError {
+    #[error(
+        "another process runs as instance {instance_id:?} of group {group_id:?} and took over; \
+         give each process its own kafka.instance_id"
+    )]
+    Fenced { instance_id: String, group_id: String },
+    #[error("the producer cannot go on: {0}")]
+    Fatal(KafkaError),
+    #[error("the thread that commits cannot be started: {0}")]
+    Thread(std::io::Error),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+}
+
+/// Makes producers and ends their transactions.
+pub struct Transactions {
+    client: ClientConfig,
+    delivery: Delivery,
+    kafka: Kafka,
+    topic: String,
+    fingerprint: String,
+}
+
+impl Transactions {
+    pub fn new(config: &Config, fingerprint: &str) -> Self {
+        let kafka = &config.kafka;
+        let mut client = kafka::client_config(kafka);
+        client
+            .set("enable.idempotence", "true")
+            .set("message.max.bytes", kafka::MAX_RECORD_BYTES)
+            .set("compression.type", "lz4")
+            // The commit asks for what is there; waiting for more would only add latency.
+            .set("linger.ms", "0");
+        if config.runtime.delivery == Delivery::ExactlyOnce {
+            client
+                .set("transactional.id", config.transactional_id())
+                .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string());
+        }
+        Self {
+            client: kafka::with_properties(client, kafka),
+            delivery: config.runtime.delivery,
+            kafka: kafka.clone(),
+            topic: config.input_topic().to_owned(),
+            fingerprint: fingerprint.to_owned(),
+        }
+    }
+
+    /// A producer whose predecessor's open transaction is aborted.
+    pub fn first_producer(&self) -> Result<ResultProducer, TransactionsError> {
+        let producer = self.producer()?;
+        if self.delivery == Delivery::ExactlyOnce {
+            // Longer than an open transaction of a killed predecessor can hold it up.
+            let patience = TRANSACTION_TIMEOUT + kafka::FIRST_ANSWER;
+            producer.init_transactions(patience).map_err(|source| match Trouble::of(&source) {
+                Trouble::Fatal => TransactionsError::Fatal(source),
+                _ => ClientError::Unreachable { brokers: self.kafka.brokers.clone(), source }.into(),
+            })?;
+        }
+        Ok(producer)
+    }
+
+    fn producer(&self) -> Result<ResultProducer, ClientError> {
+        self.client.create_with_context(Deliveries::default()).map_err(ClientError::Config)
+    }
+
+    /// Ends a transaction or batch, however long it takes.
+    pub fn close(&self, job: Job) -> Result<Closed, TransactionsError> {
+        let Job { producer, begun, how } = job;
+        let (attempted, reason) = match how {
+            Closing::Commit { positions, group } => match self.commit(&producer, &positions, group) {
+                Ok(()) => return Ok(Closed { producer, end: End::Committed(positions) }),
+                Err(error) if matches!(Trouble::of(&error), Trouble::Fatal) => {
+                    return self.renew(producer, begun, error, Some(positions));
+                }
+                Err(error) => (Some(positions), error.to_string()),
+            },
+            Closing::Abort { reason } => (None, reason),
+            Closing::Renew { error } => return self.renew(producer, begun, error, None),
+        };
+        if self.delivery == Delivery::ExactlyOnce
+            && let Err(error) = persist(|| producer.abort_transaction(STEP))
+        {
+            return self.renew(producer, begun, error, attempted);
+        }
+        Ok(Closed { producer, end: End::Aborted(reason) })
+    }
+
+    fn commit(
+        &self,
+        producer: &ResultProducer,
+        positions: &Positions,
+        group: Option<ConsumerGroupMetadata>,
+    ) -> Result<(), KafkaError> {
+        match self.delivery {
+            Delivery::ExactlyOnce => {
+                producer.context().all_delivered()?;
+                let group = group.ok_or(KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownMemberId))?;
+                let list = offsets::to_list(&self.topic, &self.fingerprint, positions)?;
+                persist(|| producer.send_offsets_to_transaction(&list, &group, STEP))?;
+                persist(|| producer.commit_transaction(STEP))
+            }
+            Delivery::AtLeastOnce => {
+                persist(|| producer.flush(STEP))?;
+                producer.context().all_delivered()
+            }
+        }
+    }
+
+    /// A new producer in place of one that cannot go on, for example after brokers were gone for longer than a
+    /// transaction may last. Whether a commit under way went through is asked of the group.
+    fn renew(
+        &self,
+        old: ResultProducer,
+        begun: Instant,
+        error: KafkaError,
+        attempted: Option<Positions>,
+    ) -> Result<Closed, TransactionsError> {
+        let cause = old.client().fatal_error().map(|(code, _)| code).or(error.rdkafka_error_code());
+        // The broker also fences the producer of a transaction that lasted too long, so an old one proves nothing. Where
+        // it was another process after all, the next transaction is fenced young.
+        if is_fence(cause) && begun.elapsed() < TRANSACTION_TIMEOUT {
+            return Err(TransactionsError::Fenced {
+                instance_id: self.kafka.instance_id.clone(),
+                group_id: self.kafka.group_id.clone(),
+            });
+        }
+        metrics::producer_renewed(&error);
+        drop(old);
+        let producer = self.producer()?;
+        if self.delivery == Delivery::ExactlyOnce {
+            persist(|| producer.init_transactions(STEP)).map_err(TransactionsError::Fatal)?;
+        }
+        let end = match attempted {
+            Some(positions) if self.went_through(&positions)? => End::Committed(positions),
+            _ => End::Aborted(error.to_string()),
+        };
+        Ok(Closed { producer, end })
+    }
+
+    /// Whether the group is where a transaction of unknown end would have brought it. `init_transactions` has ended that
+    /// transaction, so the answer is final.
+    fn went_through(&self, attempted: &Positions) -> Result<bool, ClientError> {
+        if self.delivery == Delivery::AtLeastOnce {
+            return Ok(false);
+        }
+        let client = offsets::observer(&self.kafka, kafka::client_config(&self.kafka));
+        let observer: BaseConsumer<DefaultConsumerContext> =
+            kafka::with_properties(client, &self.kafka).create().map_err(ClientError::Config)?;
+        loop {
+            match offsets::committed(&observer, &self.topic, &self.fingerprint, attempted.keys().copied()) {
+                Ok(committed) => return Ok(offsets::reached(&committed, attempted)),
+                Err(error) => {
+                    tracing::debug!("the group's offsets are not known yet: {error}");
+                    std::thread::sleep(offsets::RETRY);
+                }
+            }
+        }
+    }
+}
+
+fn is_fence(code: Option<RDKafkaErrorCode>) -> bool {
+    matches!(
+        code,
+        Some(RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced | RDKafkaErrorCode::InvalidProducerEpoch)
+    )
+}
+
+/// Calls until it is done or fails for another reason than time.
+fn persist(call: impl Fn() -> Result<(), KafkaError>) -> Result<(), KafkaError> {
+    loop {
+        match call() {
+            Err(error) if matches!(Trouble::of(&error), Trouble::Retry) => std::thread::sleep(RETRY),
+            result => return result,
+        }
+    }
+}
+
+/// What an error asks for.
+enum Trouble {
+    /// The same call again.
+    Retry,
+    /// Void the transaction and send its results again.
+    Abort,
+    /// This producer is done for.
+    Fatal,
+}
+
+impl Trouble {
+    fn of(error: &KafkaError) -> Self {
+        match error {
+            KafkaError::Transaction(error) if error.is_fatal() => Self::Fatal,
+            KafkaError::Transaction(error) if error.txn_requires_abort() => Self::Abort,
+            KafkaError::Transaction(error) if error.is_retriable() => Self::Retry,
+            KafkaError::Transaction(_) => Self::Fatal,
+            KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut) => Self::Retry,
+            error => match error.rdkafka_error_code() {
+                Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::Fenced) => Self::Fatal,
+                _ => Self::Abort,
+            },
+        }
+    }
+}
+
+/// Counts deliveries that failed for good.
+#[derive(Default)]
+pub struct Deliveries {
+    failed: AtomicUsize,
+}
+
+impl Deliveries {
+    pub fn forget_failures(&self) {
+        self.failed.store(0, Ordering::SeqCst);
+    }
+
+    pub fn note_failure(&self, error: &KafkaError) {
+        self.failed.fetch_add(1, Ordering::SeqCst);
+        tracing::debug!("a result was not delivered: {error}");
+    }
+
+    fn all_delivered(&self) -> Result<(), KafkaError> {
+        match self.failed.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            _ => Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut)),
+        }
+    }
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        kafka::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        kafka::log_error(&error, reason);
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            self.note_failure(error);
+        }
+    }
+}
