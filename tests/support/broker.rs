@@ -109,7 +109,15 @@ impl Topics {
     }
 }
 
-fn create(topics: &[(&String, i32)]) {
+/// Takes a topic away, with all that is in it.
+pub fn delete(topic: &str) {
+    for result in run(admin().delete_topics(&[topic], &options())).expect("the broker answers") {
+        result.unwrap_or_else(|(topic, e)| panic!("topic {topic} cannot be deleted: {e}"));
+    }
+}
+
+/// Makes topics with their numbers of partitions.
+pub fn create(topics: &[(&String, i32)]) {
     let new: Vec<NewTopic<'_>> =
         topics.iter().map(|(name, partitions)| NewTopic::new(name, *partitions, TopicReplication::Fixed(1))).collect();
     for result in run(admin().create_topics(&new, &options())).expect("the broker answers") {

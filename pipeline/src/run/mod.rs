@@ -303,6 +303,11 @@ impl<'c> Runtime<'c, '_> {
             let Some(queue) = self.queue(partition) else { continue };
             self.shards.insert(partition, Shard::new(self.epochs, queue));
         }
+        if numbers.is_empty() {
+            // The group only wants to hear that this is settled.
+            self.take_up(&partitions);
+            return Ok(());
+        }
         metrics::rebalanced("assigned", &numbers, self.shards.len());
         if self.stopping.is_some() {
             self.drain(&numbers, Instant::now());

@@ -298,12 +298,16 @@ impl Deliveries {
 }
 
 impl ClientContext for Deliveries {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        kafka::log(level, facility, message);
+    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
+        // What is fatal to a producer is not to us: the line that says what was done about it comes from us.
+        tracing::debug!("librdkafka {facility}: {message}");
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        kafka::log_error(&error, reason);
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown) => kafka::log_error(&error, reason),
+            _ => tracing::debug!("producer: {error}: {reason}"),
+        }
     }
 }
 
