@@ -5,7 +5,7 @@ use std::time::Duration;
 use tonearm_tests::{
     answers::{FAILED, USAGE, assert_says, assert_says_only, file, text, tonearm, with},
     audio::wav,
-    broker::{Topics, brokers},
+    broker::{self, Topics, brokers},
     chance,
     program::{Answer, Run},
     records::{Input, publish},
@@ -197,6 +197,21 @@ fn secrets_are_not_printed() {
     assert!(answer.out.contains("sasl.password") && !answer.out.contains("opensesame"), "{}", answer.out);
 }
 
+#[test]
+fn stages_with_a_gap_are_refused() {
+    for stages in ["decode,infer", "infer,features", "mel", ""] {
+        let answer = tonearm(&["run", "--stages", stages]);
+        assert_says_only(&answer, USAGE, &["runtime.stages", &format!("{stages:?}"), "features,infer", "--stages"]);
+    }
+}
+
+#[test]
+fn blocks_that_could_be_repeated_are_refused() {
+    let at_least_once = [("TONEARM__RUNTIME__DELIVERY", "at-least-once")];
+    let answer = with(&at_least_once, &["run", "--stages", "decode"]);
+    assert_says_only(&answer, USAGE, &["at-least-once", "stages decode", "TONEARM__RUNTIME__DELIVERY"]);
+}
+
 // --- Kafka -------------------------------------------------------------------------------------------------------------
 
 #[test]
@@ -265,4 +280,14 @@ fn of_two_processes_with_one_name_the_first_ends_and_says_why() {
         (second.metrics().sum("tonearm_records_total") == 2.0).then_some(())
     });
     second.stop();
+}
+
+#[test]
+fn topics_between_stages_with_other_partition_counts_are_named_with_both() {
+    let topics = Topics::new(3);
+    broker::create(&[(&topics.pcm, 2)]);
+    let options = topics.options();
+    let arguments = ["run", "--stages", "decode", "--brokers", brokers(), "--log", "error"];
+    let fragments = [topics.audio.as_str(), "3 partitions", topics.pcm.as_str(), "has 2"];
+    assert_says_only(&with(&options, &arguments), FAILED, &fragments);
 }
