@@ -253,6 +253,35 @@ fn a_half_written_track_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_track_half_written_by_another_kind_of_process_is_written_anew() {
+    let topics = Topics::between_stages(1);
+    topics.session_timeout(Duration::from_secs(3));
+    let long = Input::new(0, "long", wav(110.0, 600.0, 8_000, 1));
+    publish(&topics.audio, &[long, Input::new(0, "short", wav(99.0, 4.0, 16_000, 1))]);
+    let run = |max_duration_s: u32| {
+        stages(&topics, "decode").set("limits.max_duration_s", max_duration_s).set("runtime.in_flight_mib", 4)
+    };
+    let first = run(2000).set("runtime.commit_interval_ms", 500).start();
+    Reader::new(&[&topics.pcm]).take(3);
+    first.kill();
+    // Another limit might end the track elsewhere, so what is written so far cannot be counted on.
+    let second = [run(2001).start(), stages(&topics, "features").start(), stages(&topics, "infer").start()];
+    Reader::new(&[&topics.predictions]).take(2);
+    second.into_iter().for_each(|running| _ = running.stop());
+
+    let tracks = blocks(&topics.pcm, BlockKind::Pcm);
+    let indices: Vec<u64> = tracks[&format!("{}-0-0", topics.audio)].iter().map(|block| block.index).collect();
+    let again = 1 + indices[1..].iter().position(|&index| index == 0).expect("it starts over");
+    assert!(indices[..again].iter().copied().eq(0..again as u64), "{indices:?}");
+    assert!(indices[again..].iter().copied().eq(0..(indices.len() - again) as u64), "{indices:?}");
+    let said = predictions(&topics);
+    assert_eq!(said.iter().map(|(_, key, _)| key.as_str()).collect::<Vec<_>>(), ["long", "short"]);
+    // 16 000 × 600 / 256 frames in windows of 187.
+    assert_eq!(said[0].2.windows.as_ref().map(Vec::len), Some(200));
+    assert_eq!(read_all(&topics.rejected).len(), 0);
+}
+
+#[test]
 fn a_block_is_read_with_safetensors_alone() {
     let topics = Topics::between_stages(1);
     publish(&topics.audio, &[Input::new(0, "piece", wav(220.0, 30.0, 44_100, 2))]);
