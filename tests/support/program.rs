@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     os::unix::{fs::FileExt, process::CommandExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
@@ -85,6 +85,12 @@ impl Run {
     pub fn set(mut self, key: &str, value: impl ToString) -> Self {
         let name = format!("TONEARM__{}", key.to_uppercase().replace('.', "__"));
         self.command.env(name, value.to_string());
+        self
+    }
+
+    /// A file of options.
+    pub fn config(mut self, path: &Path) -> Self {
+        self.command.env("TONEARM_CONFIG", path);
         self
     }
 
