@@ -196,7 +196,7 @@ struct Runtime<'c, 'r> {
     outbox: Outbox,
     /// By partition.
     shards: BTreeMap<i32, Shard<'c>>,
-    /// Partitions that are ours once it is known where the group is.
+    /// Partitions that are ours once it is known where the group is, in the order of the questions.
     assigned: Vec<TopicPartitionList>,
     /// Partitions that go back to the group once their shards are done.
     revoked: Vec<TopicPartitionList>,
@@ -342,6 +342,9 @@ impl<'c> Runtime<'c, '_> {
             return;
         }
         let partitions = self.assigned.remove(0);
+        if partitions.count() == 0 {
+            return;
+        }
         let mut from = TopicPartitionList::new();
         for element in partitions.elements() {
             let position = positions.get(&element.partition()).copied();
@@ -377,6 +380,12 @@ impl<'c> Runtime<'c, '_> {
         self.forget(&numbers);
         self.outbox.abort("partitions were lost to another process");
         self.give_back(&partitions);
+        // Those that were not taken up yet never will be.
+        for assigned in &mut self.assigned {
+            if numbers.iter().any(|number| assigned.find_partition(self.config.input_topic(), *number).is_some()) {
+                *assigned = TopicPartitionList::new();
+            }
+        }
     }
 
     /// The workers' results of these shards are of no use from now on.
@@ -567,12 +576,9 @@ impl<'c> Runtime<'c, '_> {
             metrics::in_flight(*partition, shard.ledger.bytes());
         }
         metrics::paused(self.shards.values().filter(|shard| shard.full).count());
-        let joined = match self.consumer.context().member_for() {
-            None => false,
-            Some(_) if self.shards.values().any(|shard| shard.start.is_some()) => true,
-            Some(since) => since >= SPARE_AFTER,
-        };
-        self.health.group_joined.store(joined && self.stopping.is_none(), Ordering::Relaxed);
+        let works = self.shards.values().any(|shard| shard.start.is_some());
+        let is_spare = || self.consumer.context().member_for().is_some_and(|since| since >= SPARE_AFTER);
+        self.health.group_joined.store(self.stopping.is_none() && (works || is_spare()), Ordering::Relaxed);
     }
 
     fn balance_one(&mut self, partition: i32) {
