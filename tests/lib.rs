@@ -9,8 +9,10 @@ mod support {
     pub mod audio;
     pub mod broker;
     pub mod chance;
+    pub mod chaos;
     pub mod program;
     pub mod records;
+    pub mod verifier;
 }
 
 use std::{
@@ -18,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use support::{admin, answers, audio, broker, chance, program, records};
+pub use support::{admin, answers, audio, broker, chance, chaos, program, records, verifier};
 
 /// How long anything may take that happens at all. Generous: it is only used up by a failure, and machines get busy.
 pub const PATIENCE: Duration = Duration::from_secs(90);

@@ -1,7 +1,8 @@
 //! A real Kafka, and topics and groups on it that nobody else uses.
 
 use std::{
-    process::{Command, Stdio},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
     sync::OnceLock,
     time::Duration,
 };
@@ -15,31 +16,82 @@ use rdkafka::{
 
 use super::chance;
 
-/// The broker's address. It is started at the first call, and ends with the tests however they end: one broker for all
-/// test programs of a `cargo test`, or one for this program where it was started by hand.
+static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+
+/// The brokers' addresses. One broker is started at the first call, and ends with the tests however they end: the same
+/// for all test programs of a `cargo test`, or one for this program where it was started by hand.
 pub fn brokers() -> &'static str {
-    static BROKERS: OnceLock<String> = OnceLock::new();
-    BROKERS.get_or_init(|| {
+    let cluster = CLUSTER.get_or_init(|| {
         let owner = match std::env::var_os("CARGO") {
             Some(_) => std::os::unix::process::parent_id(),
             None => std::process::id(),
         };
-        start(&format!("tonearm-tests-{owner}"), owner)
-    })
+        Cluster::start(&format!("tonearm-tests-{owner}"), owner, 1)
+    });
+    &cluster.addresses
 }
 
-/// Starts a broker whose data is under `name` in the folder for temporary files, and that ends with the process `owner`.
-pub fn start(name: &str, owner: u32) -> String {
+/// Real brokers; all that is replicated has copies on each of them.
+pub struct Cluster {
+    pub brokers: u32,
+    addresses: String,
+    data: PathBuf,
+}
+
+impl Cluster {
+    /// Brokers for this program alone, 1 or 3, which may do with them what it likes. From now on [`brokers`] means them.
+    ///
+    /// # Panics
+    /// The program uses brokers already.
+    pub fn own(brokers: u32) -> &'static Self {
+        let owner = std::process::id();
+        let cluster = Self::start(&format!("tonearm-brokers-{owner}"), owner, brokers);
+        assert!(CLUSTER.set(cluster).is_ok(), "this program has brokers already");
+        CLUSTER.get().expect("it is set")
+    }
+
+    /// Starts brokers whose data is under `name` in the folder for temporary files, and that end with the process `owner`.
+    fn start(name: &str, owner: u32, brokers: u32) -> Self {
+        let data = std::env::temp_dir().join(name);
+        let numbers = [brokers.to_string(), owner.to_string()];
+        let output = script("up", &data, &["--port", "auto", "--brokers", &numbers[0], "--while", &numbers[1]]);
+        let addresses = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        assert!(output.status.success() && !addresses.is_empty(), "Kafka did not start");
+        Self { brokers, addresses, data }
+    }
+
+    /// Ends a broker as a power cut would; they are counted from 1.
+    pub fn kill(&self, broker: u32) {
+        self.one("kill", broker);
+    }
+
+    /// Starts a broker again, and waits until it serves.
+    pub fn restart(&self, broker: u32) {
+        self.one("start", broker);
+    }
+
+    fn one(&self, what: &str, broker: u32) {
+        let output = script(what, &self.data, &["--broker", &broker.to_string()]);
+        assert!(output.status.success(), "broker {broker}: {what} failed");
+    }
+
+    /// True once every partition, those of Kafka's own topics too, has a leader and all its copies are up to date.
+    pub fn is_whole(&self) -> bool {
+        let metadata = admin().inner().fetch_metadata(None, Duration::from_secs(5));
+        metadata.is_ok_and(|metadata| {
+            let partitions = || metadata.topics().iter().flat_map(|topic| topic.partitions());
+            metadata.brokers().len() == self.brokers as usize
+                && partitions().all(|partition| partition.leader() >= 0)
+                && partitions().all(|partition| partition.isr().len() == partition.replicas().len())
+        })
+    }
+}
+
+fn script(command: &str, data: &Path, arguments: &[&str]) -> Output {
     let script = crate::root().join("scripts/kafka");
-    let output = Command::new(&script)
-        .args(["up", "--port", "auto", "--while", &owner.to_string(), "--data"])
-        .arg(std::env::temp_dir().join(name))
-        .stderr(Stdio::inherit())
-        .output()
-        .unwrap_or_else(|e| panic!("{} cannot be run: {e}", script.display()));
-    let address = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    assert!(output.status.success() && !address.is_empty(), "Kafka did not start");
-    address
+    let mut call = Command::new(&script);
+    call.arg(command).args(arguments).arg("--data").arg(data).stderr(Stdio::inherit());
+    call.output().unwrap_or_else(|e| panic!("{} cannot be run: {e}", script.display()))
 }
 
 /// Topics and a group of one test.
@@ -118,8 +170,10 @@ pub fn delete(topic: &str) {
 
 /// Makes topics with their numbers of partitions.
 pub fn create(topics: &[(&String, i32)]) {
+    // −1: as many copies as the brokers make by default, which is one on each.
+    const COPIES: TopicReplication<'_> = TopicReplication::Fixed(-1);
     let new: Vec<NewTopic<'_>> =
-        topics.iter().map(|(name, partitions)| NewTopic::new(name, *partitions, TopicReplication::Fixed(1))).collect();
+        topics.iter().map(|(name, partitions)| NewTopic::new(name, *partitions, COPIES)).collect();
     for result in run(admin().create_topics(&new, &options())).expect("the broker answers") {
         result.unwrap_or_else(|(topic, e)| panic!("topic {topic} cannot be made: {e}"));
     }

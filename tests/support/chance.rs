@@ -7,6 +7,12 @@ pub fn name(what: &str) -> String {
     format!("{what}-{:016x}", RandomState::new().build_hasher().finish())
 }
 
+/// A seed no other run has.
+pub fn seed() -> u64 {
+    // Short enough to be typed again.
+    RandomState::new().build_hasher().finish() >> 44
+}
+
 /// SplitMix64 (Steele, Lea and Flood, 2014).
 pub struct Chance(u64);
 
@@ -19,6 +25,11 @@ impl Chance {
             |seed| seed.parse().expect("TONEARM_TEST_SEED is a whole number"),
         );
         println!("TONEARM_TEST_SEED={seed}");
+        Self::of(seed)
+    }
+
+    /// The sequence of `seed`.
+    pub fn of(seed: u64) -> Self {
         Self(seed)
     }
 

@@ -20,12 +20,13 @@ use super::{
 };
 use crate::{PATIENCE, wait, wait_within};
 
-/// `target/release/tonearm`, beside the folder the test programs are in.
+/// `target/release/tonearm`, beside this program or the folder that test programs are in.
 pub fn path() -> PathBuf {
-    let test = std::env::current_exe().expect("the test program has a path");
-    let path = test.parent().and_then(|deps| deps.parent()).expect("it is in target/…/deps").join("tonearm");
-    assert!(path.is_file(), "{} is missing: run `make test`, which builds it first", path.display());
-    path
+    let test = std::env::current_exe().expect("this program has a path");
+    let folders = || test.ancestors().skip(1).take(2).map(|folder| folder.join("tonearm"));
+    folders().find(|path| path.is_file()).unwrap_or_else(|| {
+        panic!("tonearm is in neither of {:?}: run `make test`, which builds it first", folders().collect::<Vec<_>>())
+    })
 }
 
 /// The program with `arguments`, in the checkout's root, with none of the caller's own settings.

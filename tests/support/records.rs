@@ -1,6 +1,7 @@
 //! A stranger's Kafka client: it knows the topics, and nothing of Tonearm's code.
 
 use std::{
+    collections::BTreeMap,
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -11,8 +12,12 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
     message::{BorrowedMessage, DeliveryResult, Header, Headers, OwnedHeaders},
     producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+    topic_partition_list::TopicPartitionListElem,
 };
-use tonearm_schemas::prediction::Prediction;
+use tonearm_schemas::{
+    prediction::{Prediction, Source},
+    reject::header,
+};
 
 use super::broker::brokers;
 use crate::PATIENCE;
@@ -78,6 +83,31 @@ impl Record {
             .unwrap_or_else(|e| panic!("{} is no prediction: {e}", String::from_utf8_lossy(value)))
     }
 
+    /// Partition and offset of the record that this result is of.
+    pub fn source(&self) -> (i32, i64) {
+        let header = |name| self.header(name).first().and_then(|text| text.parse::<i64>().ok());
+        match (header(header::PARTITION), header(header::OFFSET)) {
+            (Some(partition), Some(offset)) => (partition as i32, offset),
+            _ => match self.prediction().source {
+                Source::Record { partition, offset, .. } => (partition, offset),
+                Source::File { .. } => panic!("a prediction of a record has no file"),
+            },
+        }
+    }
+
+    /// When the record was published that this result is of, in milliseconds since 1970; 0 where nobody knows.
+    pub fn published_ms(&self) -> i64 {
+        let at = match self.header(header::OFFSET).is_empty() {
+            // A reject has its record's time.
+            false => self.timestamp_ms,
+            true => match self.prediction().source {
+                Source::Record { timestamp_ms, .. } => timestamp_ms,
+                Source::File { .. } => None,
+            },
+        };
+        at.unwrap_or(0)
+    }
+
     pub fn key_text(&self) -> String {
         String::from_utf8_lossy(self.key.as_deref().unwrap_or_default()).into_owned()
     }
@@ -85,36 +115,58 @@ impl Record {
 
 /// Publishes `inputs` in their order and returns the offset of each, once the broker has all of them.
 pub fn publish(topic: &str, inputs: &[Input]) -> Vec<i64> {
-    let producer: ThreadedProducer<Deliveries> = ClientConfig::new()
-        .set("bootstrap.servers", brokers())
-        .set("enable.idempotence", "true")
-        .set("message.max.bytes", "70000000")
-        .create_with_context(Deliveries::default())
-        .expect("a producer");
-    for (index, input) in inputs.iter().enumerate() {
+    let mut publisher = Publisher::new(topic);
+    inputs.iter().for_each(|input| publisher.send(input));
+    publisher.finish()
+}
+
+/// Publishes records one by one, each once and in order, whatever happens to brokers.
+pub struct Publisher {
+    topic: String,
+    producer: ThreadedProducer<Deliveries>,
+    sent: usize,
+}
+
+impl Publisher {
+    pub fn new(topic: &str) -> Self {
+        let producer = ClientConfig::new()
+            .set("bootstrap.servers", brokers())
+            .set("enable.idempotence", "true")
+            .set("message.max.bytes", "70000000")
+            .create_with_context(Deliveries::default())
+            .expect("a producer");
+        Self { topic: topic.to_owned(), producer, sent: 0 }
+    }
+
+    pub fn send(&mut self, input: &Input) {
         let mut headers = OwnedHeaders::new();
         for (key, value) in &input.headers {
             headers = headers.insert(Header { key, value: value.as_ref() });
         }
-        let mut record: BaseRecord<'_, [u8], [u8], usize> = BaseRecord::with_opaque_to(topic, index);
+        let mut record: BaseRecord<'_, [u8], [u8], usize> = BaseRecord::with_opaque_to(&self.topic, self.sent);
         record.partition = Some(input.partition);
         record.key = input.key.as_deref();
         record.payload = input.value.as_deref();
         record.timestamp = input.timestamp_ms;
         record.headers = Some(headers);
-        while let Err((error, back)) = producer.send(record) {
+        while let Err((error, back)) = self.producer.send(record) {
             assert_eq!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::QueueFull), "cannot publish: {error}");
             std::thread::sleep(Duration::from_millis(10));
             record = back;
         }
+        self.sent += 1;
     }
-    producer.flush(PATIENCE).expect("the broker takes what is published");
-    let delivered = producer.context().0.lock().expect("no panic while it is held");
-    let mut offsets = vec![None; inputs.len()];
-    for (index, offset) in delivered.iter() {
-        offsets[*index] = Some(offset.clone().expect("the broker takes what is published"));
+
+    /// The offset of each record, once the broker has all of them.
+    pub fn finish(self) -> Vec<i64> {
+        self.producer.flush(PATIENCE).expect("the broker takes what is published");
+        let delivered = self.producer.context().0.lock().expect("no panic while it is held");
+        let mut offsets = vec![None; self.sent];
+        for (index, offset) in delivered.iter() {
+            offsets[*index] = Some(offset.clone().expect("the broker takes what is published"));
+        }
+        offsets.into_iter().map(|offset| offset.expect("every record is delivered once")).collect()
     }
-    offsets.into_iter().map(|offset| offset.expect("every record is delivered once")).collect()
 }
 
 #[derive(Default)]
@@ -173,6 +225,7 @@ impl Reader {
             match self.consumer.poll(deadline.saturating_duration_since(Instant::now())) {
                 Some(Ok(message)) => return Some(Record::of(&message)),
                 Some(Err(KafkaError::PartitionEOF(_))) => {}
+                Some(Err(error)) if is_passing(&error) => {}
                 Some(Err(error)) => panic!("cannot read results: {error}"),
                 None => return None,
             }
@@ -195,6 +248,12 @@ impl Reader {
     }
 }
 
+/// A broker that is away; the client looks for it until it is back.
+fn is_passing(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure};
+    matches!(error.rdkafka_error_code(), Some(AllBrokersDown | BrokerTransportFailure))
+}
+
 /// Every committed record of `topic`, partition by partition, each in its order.
 pub fn read_all(topic: &str) -> Vec<Record> {
     read_to_end(&Reader::new(&[topic]), topic)
@@ -211,6 +270,7 @@ fn read_to_end(reader: &Reader, topic: &str) -> Vec<Record> {
         match reader.consumer.poll(PATIENCE) {
             Some(Ok(message)) => records.push(Record::of(&message)),
             Some(Err(KafkaError::PartitionEOF(partition))) => _ = ended.insert(partition),
+            Some(Err(error)) if is_passing(&error) => {}
             Some(Err(error)) => panic!("cannot read {topic}: {error}"),
             None => panic!("the end of {topic} is not reached"),
         }
@@ -221,16 +281,70 @@ fn read_to_end(reader: &Reader, topic: &str) -> Vec<Record> {
 
 /// What `group` has committed: the next offset of each partition of `topic`, None before the first commit.
 pub fn committed(group: &str, topic: &str, partitions: i32) -> Vec<Option<i64>> {
-    let consumer: BaseConsumer =
-        ClientConfig::new().set("bootstrap.servers", brokers()).set("group.id", group).create().expect("a consumer");
-    let mut asked = TopicPartitionList::new();
-    (0..partitions).for_each(|partition| _ = asked.add_partition(topic, partition));
-    let found = consumer.committed_offsets(asked, PATIENCE).expect("the broker answers");
-    let offset = |partition| found.find_partition(topic, partition).map(|found| found.offset());
-    (0..partitions)
-        .map(|partition| match offset(partition) {
-            Some(Offset::Offset(offset)) => Some(offset),
+    Positions::new(group, topic, partitions).now(PATIENCE).expect("the broker answers")
+}
+
+/// Where a group is in a topic.
+pub struct Positions {
+    consumer: BaseConsumer,
+    asked: TopicPartitionList,
+}
+
+impl Positions {
+    pub fn new(group: &str, topic: &str, partitions: i32) -> Self {
+        let consumer = ClientConfig::new()
+            .set("bootstrap.servers", brokers())
+            .set("group.id", group)
+            .create()
+            .expect("a consumer");
+        let mut asked = TopicPartitionList::new();
+        (0..partitions).for_each(|partition| _ = asked.add_partition(topic, partition));
+        Self { consumer, asked }
+    }
+
+    /// The next offset of each partition, None before the first commit.
+    ///
+    /// # Errors
+    /// The broker does not answer within `patience`.
+    pub fn now(&self, patience: Duration) -> Result<Vec<Option<i64>>, KafkaError> {
+        let found = self.consumer.committed_offsets(self.asked.clone(), patience)?;
+        let offset = |found: &TopicPartitionListElem<'_>| match found.offset() {
+            Offset::Offset(offset) => Some(offset),
             _ => None,
-        })
-        .collect()
+        };
+        Ok(found.elements().iter().map(offset).collect())
+    }
+}
+
+/// By topic and partition.
+pub type Ends = BTreeMap<(String, i32), i64>;
+
+/// Tells how much is written of topics, committed or not.
+pub struct EndsOf {
+    consumer: BaseConsumer,
+    partitions: Vec<(String, i32)>,
+}
+
+impl EndsOf {
+    pub fn new(topics: &[&str], partitions: i32) -> Self {
+        let consumer = ClientConfig::new()
+            .set("bootstrap.servers", brokers())
+            .set("group.id", "a-stranger")
+            .set("isolation.level", "read_uncommitted")
+            .create()
+            .expect("a consumer");
+        let of_topic =
+            |topic: &&str| (0..partitions).map(|partition| ((*topic).to_owned(), partition)).collect::<Vec<_>>();
+        Self { consumer, partitions: topics.iter().flat_map(of_topic).collect() }
+    }
+
+    /// # Errors
+    /// A broker does not answer within `patience`.
+    pub fn now(&self, patience: Duration) -> Result<Ends, KafkaError> {
+        let end = |(topic, partition): &(String, i32)| {
+            let (_, end) = self.consumer.fetch_watermarks(topic, *partition, patience)?;
+            Ok(((topic.clone(), *partition), end))
+        };
+        self.partitions.iter().map(end).collect()
+    }
 }

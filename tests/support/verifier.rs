@@ -1,0 +1,377 @@
+//! Whether every record that was published has the one result it should have: pure, so that it can be shown to find each
+//! fault.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use super::records::{Ends, Record};
+
+/// What readers of committed records found in the end. Results have as many partitions as their input.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    /// The input topic. What is not audio in it is expected to be rejected, see [`is_broken`].
+    pub published: Vec<Record>,
+    pub predictions: Vec<Record>,
+    pub rejected: Vec<Record>,
+    /// Where the group is in the input, by partition.
+    pub positions: Vec<Option<i64>>,
+}
+
+/// Partition and offset of a record that was published.
+pub type Source = (i32, i64);
+
+/// One broken promise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Lost(Source),
+    Repeated(Source),
+    /// Its result comes behind that of the later record `behind`.
+    OutOfOrder {
+        source: Source,
+        behind: Source,
+    },
+    /// Audio that was rejected, or noise that was predicted.
+    WrongTopic(Source),
+    WrongKey(Source),
+    WrongPartition(Source),
+    /// A reject with another value than its record, or a prediction of other bytes.
+    WrongValue(Source),
+    /// A result of a record that nobody published.
+    OfNothing(Source),
+    /// The group is somewhere else than behind the last record of a partition.
+    WrongPosition {
+        partition: i32,
+        position: Option<i64>,
+        end: i64,
+    },
+    /// The group was ahead of what was written.
+    Ahead {
+        source: Source,
+        position: i64,
+    },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |(partition, offset): &Source| format!("partition {partition} offset {offset}");
+        match self {
+            Self::Lost(source) => write!(f, "lost: {}", name(source)),
+            Self::Repeated(source) => write!(f, "repeated: {}", name(source)),
+            Self::OutOfOrder { source, behind } => write!(f, "out of order: {} behind {}", name(source), name(behind)),
+            Self::WrongTopic(source) => write!(f, "in the wrong topic: {}", name(source)),
+            Self::WrongKey(source) => write!(f, "with another key: {}", name(source)),
+            Self::WrongPartition(source) => write!(f, "in another partition: {}", name(source)),
+            Self::WrongValue(source) => write!(f, "of other bytes: {}", name(source)),
+            Self::OfNothing(source) => write!(f, "a result of no record: {}", name(source)),
+            Self::WrongPosition { partition, position, end } => {
+                write!(f, "the group is at {position:?} in partition {partition}, which ends at {end}")
+            }
+            Self::Ahead { source, position } => {
+                write!(f, "the group was at {position} while nothing was written of {}", name(source))
+            }
+        }
+    }
+}
+
+/// What came of a history.
+#[derive(Clone, Debug, Default)]
+pub struct Verdict {
+    pub records: usize,
+    pub predictions: usize,
+    pub rejects: usize,
+    pub faults: Vec<Fault>,
+}
+
+impl Verdict {
+    /// # Panics
+    /// A promise is broken.
+    #[track_caller]
+    pub fn assert_faultless(&self) {
+        assert!(self.faults.is_empty(), "{self}");
+    }
+
+    pub fn count(&self, kind: impl Fn(&Fault) -> bool) -> usize {
+        self.faults.iter().filter(|fault| kind(fault)).count()
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lost = self.count(|fault| matches!(fault, Fault::Lost(_)));
+        let repeated = self.count(|fault| matches!(fault, Fault::Repeated(_)));
+        let out_of_order = self.count(|fault| matches!(fault, Fault::OutOfOrder { .. }));
+        let wrong_topic = self.count(|fault| matches!(fault, Fault::WrongTopic(_)));
+        let other = self.faults.len() - lost - repeated - out_of_order - wrong_topic;
+        let Self { records, predictions, rejects, .. } = self;
+        write!(
+            f,
+            "{records} records, {predictions} predictions, {rejects} rejects: {lost} lost, {repeated} repeated, \
+             {out_of_order} out of order, {wrong_topic} in the wrong topic, {other} other faults"
+        )?;
+        // A whole partition may be wrong; the first few say how.
+        for fault in self.faults.iter().take(20) {
+            write!(f, "\n  {fault}")?;
+        }
+        Ok(())
+    }
+}
+
+/// True of what must be rejected: in these tests all audio is WAV.
+pub fn is_broken(published: &Record) -> bool {
+    !published.value.as_deref().unwrap_or_default().starts_with(b"RIFF")
+}
+
+pub fn verify(history: &History) -> Verdict {
+    let History { published, predictions, rejected, positions } = history;
+    let inputs: BTreeMap<Source, &Record> =
+        published.iter().map(|record| ((record.partition, record.offset), record)).collect();
+    let (mut faults, mut seen) = (Vec::new(), BTreeSet::new());
+    for (results, are_rejects) in [(predictions, false), (rejected, true)] {
+        let mut last: BTreeMap<i32, Source> = BTreeMap::new();
+        for result in results {
+            let source = result.source();
+            let Some(input) = inputs.get(&source) else {
+                faults.push(Fault::OfNothing(source));
+                continue;
+            };
+            if !seen.insert(source) {
+                faults.push(Fault::Repeated(source));
+                continue;
+            }
+            match last.get(&source.0) {
+                Some(&behind) if behind > source => faults.push(Fault::OutOfOrder { source, behind }),
+                _ => _ = last.insert(source.0, source),
+            }
+            let wrong_value = match are_rejects {
+                true => result.value != input.value,
+                false => result.prediction().audio.blake3 != hash(input),
+            };
+            for (is_wrong, fault) in [
+                (is_broken(input) != are_rejects, Fault::WrongTopic(source)),
+                (result.key != input.key, Fault::WrongKey(source)),
+                (result.partition != source.0, Fault::WrongPartition(source)),
+                (wrong_value, Fault::WrongValue(source)),
+            ] {
+                faults.extend(is_wrong.then_some(fault));
+            }
+        }
+    }
+    faults.extend(inputs.keys().filter(|source| !seen.contains(source)).map(|source| Fault::Lost(*source)));
+    for (partition, &position) in (0..).zip(positions) {
+        let of_partition = published.iter().filter(|record| record.partition == partition);
+        let end = of_partition.map(|record| record.offset + 1).max().unwrap_or(0);
+        if position.unwrap_or(0) != end {
+            faults.push(Fault::WrongPosition { partition, position, end });
+        }
+    }
+    Verdict { records: published.len(), predictions: predictions.len(), rejects: rejected.len(), faults }
+}
+
+/// How predictions name the bytes they are of.
+fn hash(record: &Record) -> String {
+    blake3::hash(record.value.as_deref().unwrap_or_default()).to_hex().to_string()
+}
+
+/// Where the group was at a moment, and then how much of the results was written, committed or not.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    pub positions: Vec<Option<i64>>,
+    pub ends: Ends,
+}
+
+/// Records that the group was behind before a result of them was `written`. A result that was never written is lost, which
+/// [`verify`] tells.
+pub fn ahead(samples: &[Sample], written: &[Record]) -> Vec<Fault> {
+    // A result may be written again after an abort: what counts is that one was there.
+    let mut first: BTreeMap<Source, Vec<&Record>> = BTreeMap::new();
+    written.iter().for_each(|result| first.entry(result.source()).or_default().push(result));
+    let mut checked: BTreeMap<i32, i64> = BTreeMap::new();
+    let mut faults = Vec::new();
+    for Sample { positions, ends } in samples {
+        for (partition, position) in (0..).zip(positions) {
+            let position = position.unwrap_or(0);
+            let from = checked.entry(partition).or_default();
+            for source in (*from..position).map(|offset| (partition, offset)) {
+                let results = first.get(&source).map(Vec::as_slice).unwrap_or_default();
+                let was_there = |result: &&Record| ends[&(result.topic.clone(), result.partition)] > result.offset;
+                if !results.is_empty() && !results.iter().any(was_there) {
+                    faults.push(Fault::Ahead { source, position });
+                }
+            }
+            *from = position.max(*from);
+        }
+    }
+    faults
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tonearm_schemas::reject::header;
+
+    use super::*;
+
+    const PARTITIONS: i32 = 2;
+
+    /// Five records in each of two partitions, the last of them broken; one result each, as it should be.
+    fn faultless() -> History {
+        let mut history = History::default();
+        for (partition, offset) in (0..PARTITIONS).flat_map(|partition| (0..5).map(move |offset| (partition, offset))) {
+            let broken = offset == 4;
+            let value = format!("{} {partition} {offset}", if broken { "noise" } else { "RIFF" }).into_bytes();
+            let published = Record {
+                topic: "audio".to_owned(),
+                partition,
+                offset,
+                key: (offset != 2).then(|| format!("{partition}-{offset}").into_bytes()),
+                value: Some(value),
+                headers: Vec::new(),
+                timestamp_ms: None,
+            };
+            let results = if broken { &mut history.rejected } else { &mut history.predictions };
+            let offset_of_result = results.len() as i64;
+            results.push(result(&published, offset_of_result));
+            history.published.push(published);
+        }
+        history.positions = vec![Some(5), Some(5)];
+        history
+    }
+
+    fn result(published: &Record, offset: i64) -> Record {
+        let mut result = Record { offset, ..published.clone() };
+        if is_broken(published) {
+            let number = |number: i64| Some(number.to_string().into_bytes());
+            result.headers.push((header::PARTITION.to_owned(), number(published.partition.into())));
+            result.headers.push((header::OFFSET.to_owned(), number(published.offset)));
+        } else {
+            result.value = Some(prediction(published, &hash(published)));
+        }
+        result
+    }
+
+    fn prediction(published: &Record, blake3: &str) -> Vec<u8> {
+        let Record { topic, partition, offset, .. } = published;
+        let prediction = json!({
+            "schema": "tonearm.prediction/1", "id": format!("{topic}-{partition}-{offset}"), "track": null,
+            "source": {"topic": topic, "partition": partition, "offset": offset, "timestamp_ms": null},
+            "audio": {"codec": "pcm_s16le", "sample_rate_hz": 8000, "channels": 1, "frames": 2400, "duration_s": 0.3,
+                "blake3": blake3},
+            "model": {"name": "m", "version": "1.0.0", "sha256": "", "precision": "float32"},
+            "labels": [], "timing_ms": {"queue": 0.0, "decode": 0.0, "features": 0.0, "infer": 0.0, "total": 0.0},
+            "produced_by": "tonearm",
+        });
+        prediction.to_string().into_bytes()
+    }
+
+    /// The faults that `harm` makes.
+    fn faults(harm: impl FnOnce(&mut History)) -> Vec<Fault> {
+        let mut history = faultless();
+        harm(&mut history);
+        verify(&history).faults
+    }
+
+    #[test]
+    fn one_result_each_is_faultless() {
+        assert_eq!(faults(|_| {}), []);
+        let verdict = verify(&faultless());
+        assert_eq!((verdict.records, verdict.predictions, verdict.rejects), (10, 8, 2));
+    }
+
+    #[test]
+    fn a_missing_result_is_lost() {
+        assert_eq!(faults(|history| _ = history.predictions.remove(1)), [Fault::Lost((0, 1))]);
+        assert_eq!(faults(|history| _ = history.rejected.remove(1)), [Fault::Lost((1, 4))]);
+        assert_eq!(faults(|history| history.predictions.clear()).len(), 8);
+    }
+
+    #[test]
+    fn a_second_result_is_repeated_wherever_it_is() {
+        let again = |history: &mut History| history.predictions.push(history.predictions[2].clone());
+        assert_eq!(faults(again), [Fault::Repeated((0, 2))]);
+        // The same record was once predicted and once rejected.
+        let both = faults(|history| {
+            let mut reject = result(&history.published[4], 9);
+            reject.headers.last_mut().expect("a header").1 = Some(b"3".to_vec());
+            history.rejected.push(reject);
+        });
+        assert_eq!(both, [Fault::Repeated((0, 3))]);
+    }
+
+    #[test]
+    fn swapped_results_are_out_of_order() {
+        let swapped = faults(|history| history.predictions.swap(0, 1));
+        assert_eq!(swapped, [Fault::OutOfOrder { source: (0, 0), behind: (0, 1) }]);
+        // Partitions have no order among each other.
+        assert_eq!(faults(|history| history.predictions.swap(3, 4)), []);
+    }
+
+    #[test]
+    fn audio_that_is_rejected_and_noise_that_is_predicted_are_in_the_wrong_topic() {
+        let rejected = faults(|history| {
+            history.published[3].value = Some(b"noise".to_vec());
+            history.predictions[3].value = Some(prediction(&history.published[3], &hash(&history.published[3])));
+        });
+        assert_eq!(rejected, [Fault::WrongTopic((0, 3))]);
+        let predicted = faults(|history| {
+            history.published[4].value = Some(b"RIFF".to_vec());
+            history.rejected[0].value = Some(b"RIFF".to_vec());
+        });
+        assert_eq!(predicted, [Fault::WrongTopic((0, 4))]);
+    }
+
+    #[test]
+    fn keys_partitions_and_values_are_compared() {
+        assert_eq!(faults(|history| history.predictions[0].key = None), [Fault::WrongKey((0, 0))]);
+        assert_eq!(faults(|history| history.rejected[1].key = Some(Vec::new())), [Fault::WrongKey((1, 4))]);
+        assert_eq!(faults(|history| history.predictions[4].partition = 0), [Fault::WrongPartition((1, 0))]);
+        assert_eq!(faults(|history| history.rejected[0].value = None), [Fault::WrongValue((0, 4))]);
+        let others = |history: &mut History| {
+            let other = hash(&history.published[1]);
+            history.predictions[0].value = Some(prediction(&history.published[0], &other));
+        };
+        assert_eq!(faults(others), [Fault::WrongValue((0, 0))]);
+    }
+
+    #[test]
+    fn a_result_of_nothing_is_a_fault() {
+        let unpublished = faults(|history| _ = history.published.pop());
+        assert!(unpublished.contains(&Fault::OfNothing((1, 4))), "{unpublished:?}");
+    }
+
+    #[test]
+    fn the_group_must_be_behind_everything_and_no_further() {
+        let wrong = |position| Fault::WrongPosition { partition: 1, position, end: 5 };
+        for position in [None, Some(4), Some(6)] {
+            assert_eq!(faults(|history| history.positions[1] = position), [wrong(position)]);
+        }
+        let empty = History { positions: vec![None, Some(0)], ..History::default() };
+        assert_eq!(verify(&empty).faults, []);
+    }
+
+    #[test]
+    fn a_position_may_not_be_ahead_of_what_is_written() {
+        let history = faultless();
+        let sample = |position, end| {
+            let mut ends = Ends::new();
+            ends.insert(("audio".to_owned(), 0), end);
+            Sample { positions: vec![Some(position), None], ends }
+        };
+        // The result of offset n of partition 0 is at offset n.
+        let ahead = |samples: &[Sample]| ahead(samples, &history.predictions);
+        assert_eq!(ahead(&[sample(1, 1), sample(3, 4)]), []);
+        assert_eq!(ahead(&[sample(2, 1), sample(2, 2)]), [Fault::Ahead { source: (0, 1), position: 2 }]);
+        // It is never written: lost, and told as such.
+        assert_eq!(ahead(&[sample(5, 4)]), []);
+    }
+
+    #[test]
+    fn a_verdict_says_how_many_and_which() {
+        let mut history = faultless();
+        history.predictions.remove(1);
+        let text = verify(&history).to_string();
+        assert!(text.contains("1 lost, 0 repeated, 0 out of order, 0 in the wrong topic, 0 other"), "{text}");
+        assert!(text.contains("lost: partition 0 offset 1"), "{text}");
+    }
+}

@@ -1,0 +1,18 @@
+//! Whatever is killed, frozen, stopped or joined, brokers too: every record has its one result. `make chaos` is this for
+//! longer.
+
+use tonearm_tests::{
+    chance,
+    chaos::{Options, Protocol, run},
+};
+
+#[test]
+fn every_record_has_its_one_result_whatever_goes_wrong() {
+    let seed = std::env::var("TONEARM_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(chance::seed);
+    println!("TONEARM_TEST_SEED={seed}");
+    // As many as there are cards in the deck: each kind at least once.
+    let report = run(Options { seed, disturbances: 13, brokers: 1, protocol: Protocol::Consumer });
+    println!("{report}");
+    assert!(report.passed(), "see above, and what the workers said in target/chaos/{seed}");
+}
