@@ -47,6 +47,8 @@ pub fn client_config(kafka: &Kafka) -> ClientConfig {
     config
         .set("bootstrap.servers", &kafka.brokers)
         .set("client.id", format!("tonearm-{}", kafka.instance_id))
+        // A broker that is back is found within a second, not within librdkafka's default of ten.
+        .set("reconnect.backoff.max.ms", "1000")
         // One line of ours says what a lost connection means; librdkafka's own lines come at debug level.
         .set("log.connection.close", "false");
     config

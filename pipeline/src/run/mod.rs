@@ -597,7 +597,7 @@ impl<'c> Runtime<'c, '_> {
     fn abandon(&mut self) {
         let records: usize = self.shards.values().map(|shard| shard.ledger.len()).sum();
         if records > 0 {
-            tracing::info!(records, "not finished in time; the partitions' next owner starts over with these records");
+            tracing::info!(records, "records are left to the partitions' next owner");
         }
         self.shards.values().for_each(|shard| shard.lease.revoke());
     }

@@ -27,9 +27,10 @@ const STEP: Duration = Duration::from_secs(1);
 /// Between two calls, where the broker asks for patience.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// Readers of results see nothing behind an unfinished transaction. A killed process leaves one open until this is over,
-/// unless a process with the same instance id starts before.
-const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a transaction may take on top of the commit interval. Readers of results see nothing behind an unfinished
+/// one, and a killed process leaves one open until this is over, unless a process with the same instance id starts
+/// before. What a short time costs is little: results of an expired transaction are sent again.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub type ResultProducer = ThreadedProducer<Deliveries>;
 
@@ -87,6 +88,8 @@ pub enum TransactionsError {
 /// Makes producers and ends their transactions.
 pub struct Transactions {
     client: ClientConfig,
+    /// Of transactions.
+    timeout: Duration,
     delivery: Delivery,
     kafka: Kafka,
     topic: String,
@@ -96,6 +99,7 @@ pub struct Transactions {
 impl Transactions {
     pub fn new(config: &Config, fingerprint: &str) -> Self {
         let kafka = &config.kafka;
+        let timeout = TRANSACTION_TIMEOUT + config.runtime.commit_interval;
         let mut client = kafka::client_config(kafka);
         client
             .set("enable.idempotence", "true")
@@ -106,10 +110,11 @@ impl Transactions {
         if config.runtime.delivery == Delivery::ExactlyOnce {
             client
                 .set("transactional.id", config.transactional_id())
-                .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string());
+                .set("transaction.timeout.ms", timeout.as_millis().to_string());
         }
         Self {
             client: kafka::with_properties(client, kafka),
+            timeout,
             delivery: config.runtime.delivery,
             kafka: kafka.clone(),
             topic: config.input_topic().to_owned(),
@@ -122,7 +127,7 @@ impl Transactions {
         let producer = self.producer()?;
         if self.delivery == Delivery::ExactlyOnce {
             // Longer than an open transaction of a killed predecessor can hold it up.
-            let patience = TRANSACTION_TIMEOUT + kafka::FIRST_ANSWER;
+            let patience = self.timeout + kafka::FIRST_ANSWER;
             producer.init_transactions(patience).map_err(|source| match Trouble::of(&source) {
                 Trouble::Fatal => TransactionsError::Fatal(source),
                 _ => ClientError::Unreachable { brokers: self.kafka.brokers.clone(), source }.into(),
@@ -190,7 +195,7 @@ impl Transactions {
         let cause = old.client().fatal_error().map(|(code, _)| code).or(error.rdkafka_error_code());
         // The broker also fences the producer of a transaction that lasted too long, so an old one proves nothing. Where
         // it was another process after all, the next transaction is fenced young.
-        if is_fence(cause) && begun.elapsed() < TRANSACTION_TIMEOUT {
+        if is_fence(cause) && begun.elapsed() < self.timeout {
             return Err(TransactionsError::Fenced {
                 instance_id: self.kafka.instance_id.clone(),
                 group_id: self.kafka.group_id.clone(),
