@@ -1,8 +1,9 @@
 # make demo    see it work         make test    prove that it does
+# make chaos   prove it for half an hour, with processes and brokers that die; SEED=, DISTURBANCES=, BROKERS=, PROTOCOL=
 # make build   target/release/tonearm and its models
 # make lint    formatting and clippy, as CI runs them
 
-.PHONY: demo test build models kafka lint schemas clean
+.PHONY: demo test chaos build models kafka lint schemas clean
 
 demo: models kafka
 	target/release/tonearm demo
@@ -10,6 +11,11 @@ demo: models kafka
 # --release: one profile for everything, so that libtorch's binding and librdkafka compile once.
 test: models kafka
 	cargo test --release --workspace --no-fail-fast
+
+# First the tests that take minutes, then everything that can go wrong, in the order a seed says.
+chaos: models kafka
+	cargo test --release --package tonearm-tests -- --ignored
+	cargo run --release --package tonearm-tests --bin chaos
 
 build:
 	scripts/system-packages build

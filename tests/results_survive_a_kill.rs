@@ -91,7 +91,7 @@ fn kill_one_of_two_again_and_again(records: usize, kills: usize) {
     backlog(&topics, records);
     let instances = [chance::name("instance"), chance::name("instance")];
     let start = |of: usize| {
-        let run = Run::new(&topics).set("kafka.instance_id", &instances[of]).set("runtime.workers", 1);
+        let run = Run::new(&topics).set("kafka.instance_id", &instances[of]).set("runtime.workers", 2);
         Some(run.set("runtime.commit_interval_ms", 50).start())
     };
     let mut pair = [start(0), start(1)];

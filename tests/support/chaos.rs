@@ -45,6 +45,9 @@ pub struct Options {
     pub brokers: u32,
     #[arg(long, env = "PROTOCOL", value_enum, default_value_t)]
     pub protocol: Protocol,
+    /// Leaves brokers alone: to see whose fault something is.
+    #[arg(long)]
+    pub spare_brokers: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -153,8 +156,8 @@ struct Round {
 
 impl Chaos<'_> {
     fn disturb(&mut self) {
-        let Options { seed, disturbances, brokers, .. } = self.options;
-        let steps = plan(seed, disturbances, brokers as usize);
+        let Options { seed, disturbances, brokers, spare_brokers, .. } = self.options;
+        let steps = plan(seed, disturbances, if spare_brokers { 0 } else { brokers as usize });
         (0..MEMBERS).for_each(|member| self.crew.start(member));
         if !self.settle("the start") {
             return;

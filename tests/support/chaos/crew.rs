@@ -80,7 +80,8 @@ impl<'t> Crew<'t> {
         let running = Run::new(self.topics)
             .set("kafka.instance_id", &member.name)
             .set("kafka.group_protocol", self.protocol)
-            .set("runtime.workers", 1)
+            // One worker cannot bring the order into disorder.
+            .set("runtime.workers", 2)
             .start();
         let name = format!("{}-{:03}", member.name, member.starts);
         Process { running, name, frozen: false, ready: None, progress: None }

@@ -125,6 +125,9 @@ struct Columns<'a>(&'a [Gap]);
 
 impl fmt::Display for Columns<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return write!(f, "{:>26} {:>8} | {:>8} {:>8}", "–", "–", "–", "–");
+        }
         let of = |of: fn(&Gap) -> Duration| self.0.iter().map(of).collect::<Vec<_>>();
         let (partition, all) = (of(|gap| gap.partition), of(|gap| gap.all));
         let [a, b] = [median(&partition), worst(&partition)].map(seconds);
