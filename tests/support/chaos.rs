@@ -220,6 +220,7 @@ impl Chaos<'_> {
                 crew.signal(victim, Signal::SIGSTOP);
                 self.wait(self.options.protocol.session_timeout() + away);
                 self.crew.signal(victim, Signal::SIGCONT);
+                self.crew.expect_progress(victim);
             }
             Disturbance::Replace => {
                 crew.excuse();
@@ -247,6 +248,7 @@ impl Chaos<'_> {
                     self.wait(Duration::from_millis(200));
                 }
                 self.crew.excuse();
+                (0..=GUEST).for_each(|member| self.crew.expect_progress(member));
             }
         }
         true

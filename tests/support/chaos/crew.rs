@@ -33,9 +33,11 @@ struct Process {
     running: Running,
     name: String,
     frozen: bool,
-    /// When it first said that it is ready, and when it first committed something.
+    /// When it first said that it is ready.
     ready: Option<Instant>,
-    progress: Option<Instant>,
+    /// How many records it had committed when it was expected to go on; None: to be asked.
+    before: Option<f64>,
+    progress: bool,
 }
 
 pub struct Crew<'t> {
@@ -84,13 +86,20 @@ impl<'t> Crew<'t> {
             .set("runtime.workers", 2)
             .start();
         let name = format!("{}-{:03}", member.name, member.starts);
-        Process { running, name, frozen: false, ready: None, progress: None }
+        Process { running, name, frozen: false, ready: None, before: Some(0.0), progress: false }
     }
 
     pub fn signal(&mut self, member: usize, signal: Signal) {
         if let Some(process) = &mut self.members[member].process {
             process.frozen = signal == Signal::SIGSTOP;
             process.running.signal(signal);
+        }
+    }
+
+    /// From now on a process must show that it still commits something.
+    pub fn expect_progress(&mut self, member: usize) {
+        if let Some(process) = &mut self.members[member].process {
+            (process.before, process.progress) = (None, false);
         }
     }
 
@@ -185,17 +194,17 @@ impl<'t> Crew<'t> {
         }
     }
 
-    /// True once every process that runs has committed something.
+    /// True once every process that runs has committed what it was expected to.
     pub fn all_make_progress(&self) -> bool {
         let processes = self.members.iter().filter_map(|member| member.process.as_ref());
         let nobody_is_away = self.members.iter().all(|member| member.restart_at.is_none());
-        nobody_is_away && processes.into_iter().all(|process| process.frozen || process.progress.is_some())
+        nobody_is_away && processes.into_iter().all(|process| process.frozen || process.progress)
     }
 
-    /// Who has not committed anything since it was started.
+    /// Who has not.
     pub fn without_progress(&self) -> Vec<&str> {
         let processes = self.members.iter().filter_map(|member| member.process.as_ref());
-        processes.filter(|process| process.progress.is_none()).map(|process| process.name.as_str()).collect()
+        processes.filter(|process| !process.progress).map(|process| process.name.as_str()).collect()
     }
 
     pub fn stop_all(&mut self) {
@@ -219,19 +228,20 @@ impl<'t> Crew<'t> {
 pub struct Zombie(Process);
 
 impl Process {
-    /// The time between its readiness and its first commit, once.
+    /// Asks it how it is. The time between its readiness and its first commit, once.
     fn look(&mut self) -> Option<Duration> {
-        if self.frozen || self.progress.is_some() {
+        if self.frozen || self.progress {
             return None;
         }
         if self.ready.is_none() && self.running.get("/health/ready").is_some_and(|(status, _)| status == 200) {
             self.ready = Some(Instant::now());
         }
         let (_, text) = self.running.get("/metrics")?;
-        if Metrics::parse(&text).sum("tonearm_records_total") > 0.0 {
-            self.progress = Some(Instant::now());
-        }
-        Some(self.progress?.saturating_duration_since(*self.ready.get_or_insert_with(Instant::now)))
+        let committed = Metrics::parse(&text).sum("tonearm_records_total");
+        let before = *self.before.get_or_insert(committed);
+        self.progress = committed > before;
+        // Later ones are of a process that was ready long before.
+        (self.progress && before == 0.0).then(|| self.ready.get_or_insert_with(Instant::now).elapsed())
     }
 }
 
