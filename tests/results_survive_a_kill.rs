@@ -8,9 +8,9 @@ use tonearm_tests::{
     broker::Topics,
     chance::{self, Chance},
     program::{Run, Running},
-    records::{Input, Reader, committed, publish, read_all},
+    records::{Input, Positions, Reader, committed, publish, read_all},
     verifier::{History, verify},
-    wait,
+    wait, wait_within,
 };
 
 const PARTITIONS: i32 = 4;
@@ -159,5 +159,37 @@ fn a_process_that_joins_or_leaves_under_load_loses_and_repeats_nothing() {
     reader.take(RECORDS - 20);
     first.stop();
     second.stop();
+    assert_exactly_once(&topics, RECORDS);
+}
+
+/// A kill hits the moment between two steps that should be one but seldom; looking is cheap, so it is done often.
+#[test]
+fn wherever_a_process_is_stopped_the_group_is_where_its_results_are() {
+    let mut chance = Chance::new();
+    let topics = Topics::new(PARTITIONS);
+    backlog(&topics, RECORDS);
+    // Whoever is stopped for longer than this is no member any more.
+    topics.session_timeout(Duration::from_secs(45));
+    let reader = Reader::new(&[&topics.predictions, &topics.rejected]);
+    let positions = Positions::new(&topics.group, &topics.audio, PARTITIONS);
+    // Many small transactions.
+    let running = Run::new(&topics).set("runtime.workers", 1).set("runtime.commit_interval_ms", 10).start();
+    let mut results = vec![0; PARTITIONS as usize];
+    while results.iter().sum::<i64>() < RECORDS as i64 {
+        results[reader.take(1)[0].partition as usize] += 1;
+        std::thread::sleep(Duration::from_millis(chance.below(30)));
+        running.signal(Signal::SIGSTOP);
+        // What was committed becomes visible topic by topic.
+        wait_within(Duration::from_secs(10), "the group where the results are", || {
+            while let Some(result) = reader.next(Duration::from_millis(20)) {
+                results[result.partition as usize] += 1;
+            }
+            let group = positions.now(Duration::from_secs(5)).expect("the broker answers");
+            let group: Vec<i64> = group.into_iter().map(|position| position.unwrap_or(0)).collect();
+            (group == results).then_some(())
+        });
+        running.signal(Signal::SIGCONT);
+    }
+    running.stop();
     assert_exactly_once(&topics, RECORDS);
 }
