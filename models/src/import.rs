@@ -9,12 +9,13 @@ use std::{
 use sha2::{Digest, Sha256};
 use tch::CModule;
 use tonearm_schemas::manifest::{FILE_NAME, FeatureSpec, Manifest, ManifestError};
-use tonearm_stages::infer::{LoadError, Precision, TorchScript};
+use tonearm_stages::infer::{self, LoadError, Precision, PrecisionChoice};
 use zip::{ZipArchive, result::ZipError};
 
 use crate::{
     checkpoint::{Checkpoint, CheckpointError},
     network::{Architecture, Network, example_input},
+    trial,
 };
 
 /// A model the importer can make.
@@ -113,8 +114,10 @@ pub fn import(wheel: &Path, model: &Importable, dir: &Path) -> Result<PathBuf, I
         traced.save(&file).map_err(|source| ImportError::Trace { name: model.name, source })?;
         let bytes = fs::read(&file).map_err(|e| write(&file, e))?;
         manifest.sha256 = format!("{:x}", Sha256::digest(&bytes));
-        TorchScript::load(&file, &manifest, Precision::Float32)
-            .map_err(|source| ImportError::Check { name: model.name, source })?;
+        let load = |precision| infer::load(&file, &manifest, PrecisionChoice::Only(precision));
+        let float32 = load(Precision::Float32).map_err(|source| ImportError::Check { name: model.name, source })?;
+        // Where it cannot be tried, nothing is said of it.
+        manifest.bfloat16 = load(Precision::Bfloat16).ok().and_then(|it| trial::compare(&manifest, &*float32, &*it));
         let path = unfinished.join(FILE_NAME);
         fs::write(&path, manifest.to_toml()).map_err(|e| write(&path, e))?;
         match fs::remove_dir_all(&folder) {

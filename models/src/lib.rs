@@ -7,3 +7,4 @@ pub mod import;
 mod network;
 pub mod repository;
 mod sstable;
+mod trial;

@@ -35,7 +35,25 @@ pub struct Manifest {
     pub features: FeatureSpec,
     pub windows: WindowSpec,
     pub output: OutputSpec,
+    /// How the model does in bfloat16, found when it was imported. Without it, precision `auto` is float32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bfloat16: Option<ReducedPrecision>,
 }
+
+/// How far a model's scores in a faster arithmetic are from those in float32.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReducedPrecision {
+    /// The largest difference of any score, 0..=1.
+    pub worst_difference: f32,
+    /// How many windows were compared.
+    pub windows: usize,
+}
+
+/// How far the scores of a faster arithmetic that is on by default may be from float32's.
+pub const MAX_DIFFERENCE: f32 = 1e-2;
+/// What is found at import must leave room for music that was not tried.
+const MAX_DIFFERENCE_AT_IMPORT: f32 = MAX_DIFFERENCE / 2.0;
 
 /// The PCM the features are computed from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -288,6 +306,12 @@ impl Manifest {
     pub fn window_len(&self) -> usize {
         let FeatureSpec::LogMel(mel) = &self.features;
         self.windows.frames * mel.bands
+    }
+
+    /// Whether bfloat16 was tried with this model and keeps its scores close enough to float32's.
+    pub fn keeps_scores_in_bfloat16(&self) -> bool {
+        let kept = |found: &ReducedPrecision| found.windows > 0 && found.worst_difference <= MAX_DIFFERENCE_AT_IMPORT;
+        self.bfloat16.as_ref().is_some_and(kept)
     }
 
     /// Seconds from one frame to the next.

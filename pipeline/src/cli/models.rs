@@ -9,7 +9,7 @@ use tonearm_models::{
     repository::{self, ModelRef},
 };
 use tonearm_schemas::manifest::FeatureSpec;
-use tonearm_stages::infer::{Precision, TorchScript};
+use tonearm_stages::infer::{self, Precision, PrecisionChoice};
 
 use super::{CommandError, CommandResult, Global, say};
 use crate::telemetry::log;
@@ -94,7 +94,8 @@ pub fn main(global: &Global, command: &ModelsCommand) -> CommandResult {
             let mut failed = false;
             for model in &all {
                 let loaded = repository::find(dir, model).map_err(|e| e.to_string()).and_then(|found| {
-                    TorchScript::load(&found.file(), &found.manifest, Precision::Float32).map_err(|e| e.to_string())
+                    let float32 = PrecisionChoice::Only(Precision::Float32);
+                    infer::load(&found.file(), &found.manifest, float32).map_err(|e| e.to_string())
                 });
                 match loaded {
                     Ok(_) => say::line(format_args!("{model}: good")),

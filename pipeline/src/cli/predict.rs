@@ -11,7 +11,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tonearm_models::repository;
 use tonearm_schemas::prediction::{Prediction, Source};
-use tonearm_stages::infer::{Model, Precision, TorchScript};
+use tonearm_stages::infer::{self, Model, PrecisionChoice};
 
 use super::{CommandError, CommandResult, Global, files, flag, model_flags, paint, say};
 use crate::{
@@ -43,7 +43,7 @@ pub struct PredictArgs {
     /// Model, by name or name@version
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
-    /// auto or float32
+    /// auto, float32 or bfloat16
     #[arg(long, value_name = "P")]
     precision: Option<String>,
     /// CPU threads
@@ -103,9 +103,9 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
 }
 
 /// Loads a model and warms it up.
-pub fn load(found: &repository::Model, precision: Precision) -> Result<Arc<dyn Model>, CommandError> {
-    let model = TorchScript::load(&found.file(), &found.manifest, precision).map_err(CommandError::failed)?;
-    Ok(Arc::new(model))
+pub fn load(found: &repository::Model, precision: PrecisionChoice) -> Result<Arc<dyn Model>, CommandError> {
+    let model = infer::load(&found.file(), &found.manifest, precision).map_err(CommandError::failed)?;
+    Ok(Arc::from(model))
 }
 
 fn predict(tagger: &Arc<Tagger>, pool: &Pool<'_>, name: &str, bytes: &[u8]) -> Result<Prediction, String> {

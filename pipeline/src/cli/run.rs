@@ -79,6 +79,7 @@ pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
             model = found.manifest.name,
             version = %found.manifest.version,
             precision = model.precision().as_str(),
+            engine = model.engine(),
             "model is warm"
         );
         Some(model)

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, num::NonZeroUsize, path::
 use semver::Version;
 use serde::Deserialize;
 use tonearm_models::repository::ModelRef;
-use tonearm_stages::infer::Precision;
+use tonearm_stages::infer::PrecisionChoice;
 
 pub use layers::{Layers, Override};
 pub use stages::Stages;
@@ -40,7 +40,7 @@ pub struct Config {
     pub kafka: Kafka,
     pub topics: Topics,
     pub model: ModelRef,
-    pub precision: Precision,
+    pub precision: PrecisionChoice,
     pub models_dir: PathBuf,
     pub output: Output,
     pub limits: Limits,
@@ -262,7 +262,7 @@ impl Checks<'_> {
             "" => None,
             version => self.parsed("model.version", Version::parse(version)),
         };
-        let precision = self.parsed("model.precision", written.model.precision.parse::<Precision>());
+        let precision = self.parsed("model.precision", written.model.precision.parse::<PrecisionChoice>());
         self.one_of("model.device", &written.model.device, &[("cpu", ())]);
 
         let labels = match &written.output.labels {

@@ -1,0 +1,76 @@
+//! A model whose graph was read, rewritten and planned, run by own code.
+
+use std::sync::{Mutex, PoisonError};
+
+use tonearm_schemas::manifest::{FeatureSpec, Manifest, OutputKind};
+
+use super::{
+    ForwardError, Model, Precise, Precision,
+    archive::Archive,
+    checked,
+    epilogue::sigmoid,
+    kernels::Simd,
+    lower, passes,
+    plan::{Plan, Scratch},
+};
+
+pub struct Compiled<T> {
+    plan: Plan<T>,
+    window_len: usize,
+    logits: bool,
+    /// As many as ever ran at once: a run takes one and gives it back, so that no window allocates.
+    idle: Mutex<Vec<Scratch<T>>>,
+}
+
+impl<T: Precise> Compiled<T> {
+    /// Compiles the TorchScript archive `bytes`.
+    ///
+    /// # Errors
+    /// What is not known, in words.
+    pub fn new(bytes: &[u8], manifest: &Manifest, simd: Simd) -> Result<Self, String> {
+        let FeatureSpec::LogMel(mel) = &manifest.features;
+        let graph = lower::lower(&Archive::read(bytes)?, [manifest.windows.frames, mel.bands])?;
+        let plan = Plan::new(&passes::optimise(&graph)?, simd)?;
+        if plan.output_shape() != [1, manifest.output.labels.len()] {
+            return Err(format!("its scores have the shape {:?}", plan.output_shape()));
+        }
+        Ok(Self {
+            plan,
+            window_len: manifest.window_len(),
+            logits: manifest.output.kind == OutputKind::Logits,
+            idle: Mutex::default(),
+        })
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Scratch<T>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Precise> Model for Compiled<T> {
+    fn forward(&self, window: &[f32]) -> Result<Vec<f32>, ForwardError> {
+        if window.len() != self.window_len {
+            return Err(ForwardError::Length { found: window.len(), expected: self.window_len });
+        }
+        // A maximum may hide what is not a number.
+        if let Some((index, &value)) = window.iter().enumerate().find(|(_, value)| !value.is_finite()) {
+            return Err(ForwardError::WindowNotFinite { index, value });
+        }
+        let idle = self.idle().pop();
+        let mut scratch = idle.unwrap_or_else(|| self.plan.scratch());
+        let mut scores = self.plan.run(window, &mut scratch);
+        self.idle().push(scratch);
+        if self.logits {
+            scores.iter_mut().for_each(|score| *score = sigmoid(*score));
+        }
+        checked(scores)
+    }
+
+    fn precision(&self) -> Precision {
+        T::PRECISION
+    }
+
+    fn engine(&self) -> &str {
+        "compiled"
+    }
+}

@@ -1,0 +1,312 @@
+//! A convolution as one product per tile of pixels, with the maximum over windows and the functions after it on the tile.
+//!
+//! The image is laid out `[rows × columns × channels]`, with its zeros around it. What a kernel's row sees at a pixel then lies
+//! side by side, and neighbouring pixels overlap in place: no patch is ever copied. The sums of a whole pooling window meet
+//! in one tile that stays in the first cache, so values before the maximum are never written to memory.
+
+use super::{
+    element::Element,
+    epilogue::Epilogue,
+    graph::Convolution,
+    kernels::{LANES, Simd, Walk, tile},
+    view::View,
+};
+
+/// Rows or columns.
+#[derive(Clone, Copy, Debug)]
+struct Axis {
+    /// Without padding.
+    length: usize,
+    before: usize,
+    after: usize,
+    kernel: usize,
+    stride: usize,
+    window: usize,
+    pool_stride: usize,
+    /// Values after the maximum.
+    out: usize,
+}
+
+impl Axis {
+    const SINGLE: Self =
+        Self { length: 1, before: 0, after: 0, kernel: 1, stride: 1, window: 1, pool_stride: 1, out: 1 };
+
+    fn padded(&self) -> usize {
+        self.before + self.length + self.after
+    }
+
+    /// The first padded place that a value reads, for place `inner` of its pooling window.
+    fn start(&self, value: usize, inner: usize) -> usize {
+        (value * self.pool_stride + inner) * self.stride
+    }
+
+    /// The part of the kernel that sees more than padding, for values whose first places are `first..=last`.
+    fn seen(&self, first: usize, last: usize) -> (usize, usize) {
+        let start = self.before.saturating_sub(last).min(self.kernel);
+        (start, (self.before + self.length).saturating_sub(first).clamp(start, self.kernel))
+    }
+}
+
+/// A group of channels whose weights stay in the first cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Panel {
+    pub channel: usize,
+    pub groups: usize,
+    /// Where they start.
+    pub weights: usize,
+}
+
+/// A convolution made ready for one image size and one kind of number.
+pub struct Direct<T> {
+    /// Rows and columns of the image as it is laid out.
+    axes: [Axis; 2],
+    /// The axis whose neighbours make up a tile.
+    along: usize,
+    /// Elements from one row of the image, and one column, to the next.
+    steps: [usize; 2],
+    /// Elements a kernel's row sees, and the steps that take.
+    run: usize,
+    run_steps: usize,
+    weights: Vec<T>,
+    panels: Vec<Panel>,
+    channels: usize,
+    then: Epilogue,
+    simd: Simd,
+    /// `[rows × columns × channels]` in both, before any axes are merged.
+    from: View,
+    to: View,
+    /// From one value to the next along each axis.
+    to_steps: [usize; 2],
+    image: ImageLayout,
+}
+
+/// How an image is laid out with its zeros.
+#[derive(Clone, Copy, Debug)]
+struct ImageLayout {
+    before: [usize; 2],
+    row: usize,
+    column: usize,
+    length: usize,
+}
+
+impl<T: Element> Direct<T> {
+    /// `from` and `to` are `[1 × channels × rows × columns]`.
+    pub fn new(convolution: &Convolution, from: &View, to: &View, simd: Simd) -> Self {
+        let [_, inputs, ..] = *convolution.weight.shape else { unreachable!("a convolution's weight has four axes") };
+        let natural = [0, 1].map(|i| Axis {
+            length: from.shape[2 + i],
+            before: convolution.padding.before[i],
+            after: convolution.padding.after[i],
+            kernel: convolution.kernel()[i],
+            stride: convolution.stride[i],
+            window: convolution.pool.window[i],
+            pool_stride: convolution.pool.stride[i],
+            out: to.shape[2 + i],
+        });
+        // A run is rounded up to whole steps, so rows and columns change places where that saves steps or runs.
+        let cost = |rows: Axis, columns: Axis| rows.kernel * ((columns.kernel * inputs).div_ceil(T::PER_STEP) + 1);
+        let turned = cost(natural[1], natural[0]) < cost(natural[0], natural[1]);
+        let order = if turned { [3, 2] } else { [2, 3] };
+        let mut axes = order.map(|axis| natural[axis - 2]);
+        let laid_out = |view: &View| view.permuted(&[order[0], order[1], 1]);
+
+        let column = inputs;
+        let row = column * axes[1].padded();
+        let image = ImageLayout {
+            before: axes.map(|axis| axis.before),
+            row,
+            column,
+            // A last step may read past the end, where its weights are zero.
+            length: row * axes[0].padded() + T::PER_STEP,
+        };
+        let to = laid_out(to);
+        let mut steps = [row, column];
+        let mut to_steps = [to.strides[0], to.strides[1]];
+        let kernel_columns = axes[1].kernel;
+        let merged = axes[1].kernel == axes[1].length && axes[1].padded() == axes[1].length;
+        if merged {
+            // A kernel as wide as the image sees whole rows: one long run.
+            axes = [Axis::SINGLE, axes[0]];
+            steps = [image.length, row];
+            to_steps = [0, to_steps[0]];
+        }
+        let run = axes[1].kernel * steps[1];
+        let run_steps = run.div_ceil(T::PER_STEP);
+
+        let channels = convolution.channels_out();
+        let value = |channel: usize, run: usize, k: usize| {
+            let (kernel_row, k) = if merged { (k / row, k % row) } else { (run, k) };
+            let (kernel_column, input) = (k / inputs, k % inputs);
+            let [r, c] = if turned { [kernel_column, kernel_row] } else { [kernel_row, kernel_column] };
+            let [rows, columns] = convolution.kernel();
+            debug_assert!(kernel_column < kernel_columns);
+            convolution.weight.values[((channel * inputs + input) * rows + r) * columns + c]
+        };
+        let (panels, weights) = pack(channels, [axes[0].kernel, run], simd, value);
+        Self {
+            along: usize::from(axes[1].out >= axes[0].out),
+            axes,
+            steps,
+            run,
+            run_steps,
+            weights,
+            panels,
+            channels,
+            then: Epilogue::new(&convolution.then, channels),
+            simd,
+            from: laid_out(from),
+            to,
+            to_steps,
+            image,
+        }
+    }
+
+    /// Elements of the image, zeros included.
+    pub fn image_len(&self) -> usize {
+        self.image.length
+    }
+
+    /// Reads the image from `values` and writes the result there; `image` has zeros where the padding lies.
+    pub fn run(&self, values: &mut [f32], image: &mut [T], sums: &mut [f32]) {
+        self.simd.vectorised(|| self.lay_out(values, image));
+        for panel in &self.panels {
+            let most = self.simd.pixels(panel.groups);
+            let lanes = panel.groups * LANES;
+            let along = self.axes[self.along];
+            for other in 0..self.axes[1 - self.along].out {
+                for (first, count) in tiles(along.out, most) {
+                    let sums = &mut sums[..count * lanes];
+                    self.maxima(panel, image, other, first, count, sums);
+                    self.simd.vectorised(|| {
+                        self.then.apply(sums, lanes, panel.channel);
+                        self.store(sums, panel, other, first, values);
+                    });
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn lay_out(&self, values: &[f32], image: &mut [T]) {
+        let [rows, columns, channels] = *self.from.shape else { return };
+        let strides = &self.from.strides;
+        for r in 0..rows {
+            let to = (self.image.before[0] + r) * self.image.row + self.image.before[1] * self.image.column;
+            let row = &mut image[to..][..columns * channels];
+            let from = self.from.offset + r * strides[0];
+            if channels == 1 && strides[1] == 1 {
+                convert(&values[from..][..columns], row);
+            } else if channels == 1 {
+                for (to, &from) in row.iter_mut().zip(values[from..].iter().step_by(strides[1])) {
+                    *to = T::from_f32(from);
+                }
+            } else if strides[2] == 1 {
+                for (q, pixel) in row.chunks_exact_mut(channels).enumerate() {
+                    convert(&values[from + q * strides[1]..][..channels], pixel);
+                }
+            } else {
+                for (q, pixel) in row.chunks_exact_mut(channels).enumerate() {
+                    for (to, from) in pixel.iter_mut().zip(values[from + q * strides[1]..].iter().step_by(strides[2])) {
+                        *to = T::from_f32(*from);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The sums of `count` values from `first` on, the maximum of each over its window.
+    fn maxima(&self, panel: &Panel, image: &[T], other: usize, first: usize, count: usize, sums: &mut [f32]) {
+        let [rows, columns] = &self.axes;
+        let (along, across) = (self.axes[self.along], self.axes[1 - self.along]);
+        let block = T::PER_STEP * panel.groups * LANES;
+        let w_run = self.run_steps * block;
+        for inner in 0..rows.window * columns.window {
+            let inner = [inner / columns.window, inner % columns.window];
+            let start = along.start(first, inner[self.along]);
+            let last = along.start(first + count - 1, inner[self.along]);
+            let fixed = across.start(other, inner[1 - self.along]);
+            let (starts, lasts) =
+                if self.along == 0 { ([start, fixed], [last, fixed]) } else { ([fixed, start], [fixed, last]) };
+            let (run_0, run_1) = rows.seen(starts[0], lasts[0]);
+            let (k_0, k_1) = columns.seen(starts[1], lasts[1]);
+            let step_0 = k_0 * self.steps[1] / T::PER_STEP;
+            let step_1 = (k_1 * self.steps[1]).min(self.run).div_ceil(T::PER_STEP);
+            let walk = Walk {
+                pixel: along.pool_stride * along.stride * self.steps[self.along],
+                run: self.steps[0],
+                runs: run_1 - run_0,
+                steps: step_1 - step_0,
+                w_run,
+            };
+            let x = (starts[0] + run_0) * self.steps[0] + starts[1] * self.steps[1] + step_0 * T::PER_STEP;
+            let w = panel.weights + run_0 * w_run + step_0 * block;
+            // Beyond the image where nothing is seen.
+            let (x, w) = (image.get(x..).unwrap_or_default(), self.weights.get(w..).unwrap_or_default());
+            tile(self.simd, [count, panel.groups], x, w, walk, sums, inner != [0, 0]);
+        }
+    }
+
+    #[inline(always)]
+    fn store(&self, sums: &[f32], panel: &Panel, other: usize, first: usize, values: &mut [f32]) {
+        let lanes = panel.groups * LANES;
+        let channels = lanes.min(self.channels - panel.channel);
+        let (value_stride, other_stride) = (self.to_steps[self.along], self.to_steps[1 - self.along]);
+        let stride = self.to.strides[2];
+        for (m, pixel) in sums.chunks_exact(lanes).enumerate() {
+            let at = self.to.offset + (first + m) * value_stride + other * other_stride + panel.channel * stride;
+            if stride == 1 {
+                values[at..at + channels].copy_from_slice(&pixel[..channels]);
+            } else {
+                for (c, &value) in pixel[..channels].iter().enumerate() {
+                    values[at + c * stride] = value;
+                }
+            }
+        }
+    }
+}
+
+/// The sums of one tile fit: the most pixels × the most groups.
+pub const TILE_LEN: usize = 14 * 3 * LANES;
+
+/// `all` values in tiles of at most `most`, as equal as can be: `(first, count)`.
+pub fn tiles(all: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    let number = all.div_ceil(most);
+    (0..number).map(move |i| {
+        let (first, next) = (i * all / number, (i + 1) * all / number);
+        (first, next - first)
+    })
+}
+
+#[inline(always)]
+pub fn convert<T: Element>(from: &[f32], to: &mut [T]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = T::from_f32(from);
+    }
+}
+
+/// Weights in the order the tiles read them, `[panel][run][step][channel][part of a step]`; zeros where a run or the channels end.
+pub fn pack<T: Element>(
+    channels: usize,
+    [runs, run]: [usize; 2],
+    simd: Simd,
+    value: impl Fn(usize, usize, usize) -> f32,
+) -> (Vec<Panel>, Vec<T>) {
+    let (mut panels, mut weights) = (Vec::new(), Vec::new());
+    let mut channel = 0;
+    while channel < channels {
+        let groups = simd.panel((channels - channel).div_ceil(LANES));
+        panels.push(Panel { channel, groups, weights: weights.len() });
+        for r in 0..runs {
+            for step in 0..run.div_ceil(T::PER_STEP) {
+                for c in channel..channel + groups * LANES {
+                    for k in (0..T::PER_STEP).map(|part| step * T::PER_STEP + part) {
+                        let inside = c < channels && k < run;
+                        weights.push(T::from_f32(if inside { value(c, r, k) } else { 0.0 }));
+                    }
+                }
+            }
+        }
+        channel += groups * LANES;
+    }
+    (panels, weights)
+}

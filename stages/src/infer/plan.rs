@@ -1,0 +1,324 @@
+//! A graph made ready to run: where every tensor lies, and the steps that fill them.
+
+use super::{
+    convolution::{Direct, TILE_LEN},
+    element::Element,
+    epilogue::{relu, sigmoid},
+    graph::{Graph, Node, NodeId, Operation, Pointwise, Pool, Reduction},
+    kernels::Simd,
+    linear::Linear,
+    view::{View, rows},
+};
+
+/// The steps of a model for one window. Nothing in it changes while it runs.
+pub struct Plan<T> {
+    steps: Vec<Step<T>>,
+    input: View,
+    output: View,
+    values_len: usize,
+}
+
+enum Step<T> {
+    Copy { from: View, to: View },
+    Each { pointwise: Pointwise, from: View, to: View },
+    Add { from: [View; 2], to: View },
+    MaxPool { pool: Pool, from: View, to: View },
+    Reduce { reduction: Reduction, axis: usize, from: View, to: View },
+    Convolution { direct: Direct<T>, image: usize },
+    Linear(Linear),
+}
+
+/// What a run writes to. One run at a time uses it, and leaves in it nothing that the next one reads.
+pub struct Scratch<T> {
+    /// All tensors.
+    values: Vec<f32>,
+    /// The images of the convolutions, with zeros around them.
+    images: Vec<Vec<T>>,
+    sums: Vec<f32>,
+}
+
+impl<T: Element> Plan<T> {
+    /// # Errors
+    /// The graph has an operation in a form that has no step.
+    pub fn new(graph: &Graph, simd: Simd) -> Result<Self, String> {
+        let mut layout = Layout::of(graph);
+        let mut steps = Vec::new();
+        let mut images = 0;
+        for (id, node) in graph.nodes.iter().enumerate() {
+            let Some(to) = layout.target(graph, id) else { continue };
+            let inputs: Vec<View> = node.inputs.iter().filter_map(|&input| layout.views[input].clone()).collect();
+            match (&node.operation, inputs.as_slice()) {
+                (Operation::Input, _) => {}
+                (Operation::Permute(order), [from]) => {
+                    layout.views[id] = Some(from.permuted(order));
+                    continue;
+                }
+                (Operation::Reshape, [from]) => {
+                    if let Some(view) = from.reshaped(&node.shape) {
+                        layout.views[id] = Some(view);
+                        continue;
+                    }
+                    let row_major = View::row_major(layout.allocate(node.shape.iter().product()), &from.shape);
+                    layout.views[id] = row_major.reshaped(&node.shape);
+                    steps.push(Step::Copy { from: from.clone(), to: row_major });
+                    continue;
+                }
+                (Operation::Concatenate(axis), parts) => {
+                    let mut start = 0;
+                    for from in parts {
+                        let to = to.sliced(*axis, start, from.shape[*axis]);
+                        start += from.shape[*axis];
+                        if *from != to {
+                            steps.push(Step::Copy { from: from.clone(), to });
+                        }
+                    }
+                }
+                (Operation::Pointwise(pointwise), [from]) => {
+                    steps.push(Step::Each { pointwise: pointwise.clone(), from: from.clone(), to: to.clone() });
+                }
+                (Operation::Add, [a, b]) => steps.push(Step::Add { from: [a.clone(), b.clone()], to: to.clone() }),
+                (Operation::MaxPool(pool), [from]) => {
+                    steps.push(Step::MaxPool { pool: *pool, from: from.clone(), to: to.clone() });
+                }
+                (Operation::Reduce(reduction, axis), [from]) => {
+                    steps.push(Step::Reduce { reduction: *reduction, axis: *axis, from: from.clone(), to: to.clone() })
+                }
+                (Operation::Convolution(convolution), [from]) => {
+                    steps.push(Step::Convolution { direct: Direct::new(convolution, from, &to, simd), image: images });
+                    images += 1;
+                }
+                (Operation::Linear { weight, bias }, [from]) => {
+                    steps.push(Step::Linear(Linear::new(&weight.values, bias, from, &to, simd)));
+                }
+                (operation, _) => return Err(format!("there is no step for {operation:?}")),
+            }
+            layout.views[id] = Some(to);
+        }
+        let view = |id: NodeId| layout.views[id].clone().ok_or("the result does not depend on the window");
+        Ok(Self { input: view(0)?, output: view(graph.output)?, values_len: layout.len, steps })
+    }
+
+    pub fn scratch(&self) -> Scratch<T> {
+        let image = |step: &Step<T>| match step {
+            Step::Convolution { direct, .. } => Some(vec![T::default(); direct.image_len()]),
+            _ => None,
+        };
+        Scratch {
+            values: vec![0.0; self.values_len],
+            images: self.steps.iter().filter_map(image).collect(),
+            sums: vec![0.0; TILE_LEN],
+        }
+    }
+
+    pub fn output_shape(&self) -> &[usize] {
+        &self.output.shape
+    }
+
+    /// The scores of a window.
+    pub fn run(&self, window: &[f32], scratch: &mut Scratch<T>) -> Vec<f32> {
+        let Scratch { values, images, sums } = scratch;
+        values[self.input.offset..][..window.len()].copy_from_slice(window);
+        for step in &self.steps {
+            match step {
+                Step::Copy { from, to } => each(from, to, values, |value, _| value),
+                Step::Each { pointwise, from, to } => match pointwise {
+                    Pointwise::Affine { scale, shift } => {
+                        each(from, to, values, |value, channel| value * scale[channel] + shift[channel]);
+                    }
+                    Pointwise::Relu => each(from, to, values, |value, _| relu(value)),
+                    Pointwise::Sigmoid => each(from, to, values, |value, _| sigmoid(value)),
+                },
+                Step::Add { from, to } => add(from, to, values),
+                Step::MaxPool { pool, from, to } => max_pool(*pool, from, to, values),
+                Step::Reduce { reduction, axis, from, to } => reduce(*reduction, *axis, from, to, values),
+                Step::Convolution { direct, image } => direct.run(values, &mut images[*image], sums),
+                Step::Linear(linear) => linear.run(values, sums),
+            }
+        }
+        let mut scores = Vec::with_capacity(self.output.shape.iter().product());
+        let last = self.output.shape.len() - 1;
+        let (length, stride) = self.output.axis(last);
+        rows([&self.output], last, |[at], _| scores.extend((0..length).map(|i| values[at + i * stride])));
+        scores
+    }
+}
+
+/// Where tensors lie. What a concatenation reads is written where the concatenation wants it.
+struct Layout {
+    views: Vec<Option<View>>,
+    /// Places that are decided before their steps are made.
+    targets: Vec<Option<View>>,
+    live: Vec<bool>,
+    len: usize,
+}
+
+impl Layout {
+    fn of(graph: &Graph) -> Self {
+        let mut live = vec![false; graph.nodes.len()];
+        live[0] = true;
+        live[graph.output] = true;
+        for (id, node) in graph.nodes.iter().enumerate().rev() {
+            if live[id] {
+                node.inputs.iter().for_each(|&input| live[input] = true);
+            }
+        }
+        let none = vec![None; graph.nodes.len()];
+        let mut layout = Self { views: none.clone(), targets: none, live, len: 0 };
+        for (id, node) in graph.nodes.iter().enumerate().rev() {
+            if let (true, Operation::Concatenate(axis)) = (layout.live[id], &node.operation) {
+                let Some(whole) = layout.target(graph, id) else { continue };
+                let mut start = 0;
+                for &input in &node.inputs {
+                    let length = graph.shape(input)[*axis];
+                    layout.direct(graph, input, whole.sliced(*axis, start, length));
+                    start += length;
+                }
+                layout.targets[id] = Some(whole);
+            }
+        }
+        layout
+    }
+
+    /// Has `node` written at `view`, unless it is already written elsewhere.
+    fn direct(&mut self, graph: &Graph, node: NodeId, view: View) {
+        let Node { operation, inputs, .. } = &graph.nodes[node];
+        match operation {
+            Operation::Input => {}
+            Operation::Reshape => {
+                if let Some(view) = view.reshaped(graph.shape(inputs[0])) {
+                    self.direct(graph, inputs[0], view);
+                }
+            }
+            Operation::Permute(order) => self.direct(graph, inputs[0], view.unpermuted(order)),
+            _ => {
+                self.targets[node].get_or_insert(view);
+            }
+        }
+    }
+
+    /// Where a live node's values go.
+    fn target(&mut self, graph: &Graph, node: NodeId) -> Option<View> {
+        if !self.live[node] {
+            return None;
+        }
+        let Node { operation, shape, .. } = &graph.nodes[node];
+        if let Some(view) = &self.targets[node] {
+            return Some(view.clone());
+        }
+        Some(match operation {
+            // These lie where their input lies.
+            Operation::Permute(_) | Operation::Reshape => View::row_major(0, shape),
+            Operation::Input => View::row_major(self.allocate(shape.iter().product()), shape),
+            _ => View::channels_last(self.allocate(shape.iter().product()), shape),
+        })
+    }
+
+    fn allocate(&mut self, values: usize) -> usize {
+        let at = self.len;
+        self.len += values;
+        at
+    }
+}
+
+/// The axis whose values lie side by side, or else the last.
+fn inner_axis(view: &View) -> usize {
+    let side_by_side = |&axis: &usize| view.strides[axis] == 1 && view.shape[axis] > 1;
+    (0..view.shape.len()).find(side_by_side).unwrap_or(view.shape.len() - 1)
+}
+
+/// `to = function(from, channel)`.
+fn each(from: &View, to: &View, values: &mut [f32], function: impl Fn(f32, usize) -> f32) {
+    let along = inner_axis(to);
+    let (length, stride) = from.axis(along);
+    let to_stride = to.strides[along];
+    let next_channel = usize::from(along == 1);
+    rows([from, to], along, |[from, to], channel| {
+        for i in 0..length {
+            values[to + i * to_stride] = function(values[from + i * stride], channel + i * next_channel);
+        }
+    });
+}
+
+fn add([a, b]: &[View; 2], to: &View, values: &mut [f32]) {
+    let along = inner_axis(to);
+    let length = to.shape[along];
+    let [stride_a, stride_b, stride_to] = [a, b, to].map(|view| view.strides[along]);
+    rows([a, b, to], along, |[a, b, to], _| {
+        for i in 0..length {
+            values[to + i * stride_to] = values[a + i * stride_a] + values[b + i * stride_b];
+        }
+    });
+}
+
+/// Values that are reduced side by side.
+const BLOCK: usize = 64;
+
+fn reduce(reduction: Reduction, axis: usize, from: &View, to: &View, values: &mut [f32]) {
+    let (length, step) = from.axis(axis);
+    // The reduced axis has one place here; rows run along another.
+    let from = from.sliced(axis, 0, 1);
+    let along = inner_axis(&from);
+    let (row, stride) = from.axis(along);
+    let to_stride = to.strides[along];
+    rows([&from, to], along, |[from, to], _| {
+        for first in (0..row).step_by(BLOCK) {
+            let mut block = [0.0; BLOCK];
+            let block = &mut block[..BLOCK.min(row - first)];
+            for i in 0..length {
+                let at = from + first * stride + i * step;
+                if i == 0 {
+                    for (k, value) in block.iter_mut().enumerate() {
+                        *value = values[at + k * stride];
+                    }
+                } else if stride == 1 {
+                    let next = &values[at..at + block.len()];
+                    match reduction {
+                        Reduction::Max => block.iter_mut().zip(next).for_each(|(max, &next)| *max = larger(*max, next)),
+                        Reduction::Mean => block.iter_mut().zip(next).for_each(|(sum, &next)| *sum += next),
+                    }
+                } else {
+                    for (k, value) in block.iter_mut().enumerate() {
+                        let next = values[at + k * stride];
+                        match reduction {
+                            Reduction::Max => *value = larger(*value, next),
+                            Reduction::Mean => *value += next,
+                        }
+                    }
+                }
+            }
+            let scale = if reduction == Reduction::Mean { 1.0 / length as f32 } else { 1.0 };
+            for (k, value) in block.iter().enumerate() {
+                values[to + (first + k) * to_stride] = value * scale;
+            }
+        }
+    });
+}
+
+fn max_pool(pool: Pool, from: &View, to: &View, values: &mut [f32]) {
+    let along = inner_axis(to);
+    let length = to.shape[along];
+    let to_stride = to.strides[along];
+    for inner in 0..pool.window[0] * pool.window[1] {
+        // The place `inner` of every window.
+        let mut each = from.clone();
+        for (axis, inner) in [inner / pool.window[1], inner % pool.window[1]].into_iter().enumerate() {
+            each.offset += inner * each.strides[2 + axis];
+            each.strides[2 + axis] *= pool.stride[axis];
+            each.shape[2 + axis] = to.shape[2 + axis];
+        }
+        let stride = each.strides[along];
+        rows([&each, to], along, |[from, to], _| {
+            for i in 0..length {
+                let value = values[from + i * stride];
+                let max = &mut values[to + i * to_stride];
+                *max = if inner == 0 { value } else { larger(*max, value) };
+            }
+        });
+    }
+}
+
+/// What is not a number is the largest, as in PyTorch.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a || b.is_nan() { b } else { a }
+}
