@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use tonearm_schemas::manifest::{FeatureSpec, Manifest, OutputKind};
 
 use super::{
-    ForwardError, Model, Precise, Precision,
+    ForwardError, Model, Precision,
     archive::Archive,
     checked,
     epilogue::sigmoid,
@@ -14,40 +14,42 @@ use super::{
     plan::{Plan, Scratch},
 };
 
-pub struct Compiled<T> {
-    plan: Plan<T>,
+pub struct Compiled {
+    plan: Plan,
+    precision: Precision,
     window_len: usize,
     logits: bool,
     /// As many as ever ran at once: a run takes one and gives it back, so that no window allocates.
-    idle: Mutex<Vec<Scratch<T>>>,
+    idle: Mutex<Vec<Scratch>>,
 }
 
-impl<T: Precise> Compiled<T> {
+impl Compiled {
     /// Compiles the TorchScript archive `bytes`.
     ///
     /// # Errors
     /// What is not known, in words.
-    pub fn new(bytes: &[u8], manifest: &Manifest, simd: Simd) -> Result<Self, String> {
+    pub fn new(bytes: &[u8], manifest: &Manifest, simd: Simd, precision: Precision) -> Result<Self, String> {
         let FeatureSpec::LogMel(mel) = &manifest.features;
         let graph = lower::lower(&Archive::read(bytes)?, [manifest.windows.frames, mel.bands])?;
-        let plan = Plan::new(&passes::optimise(&graph)?, simd)?;
+        let plan = Plan::new(&passes::optimise(&graph)?, simd, precision)?;
         if plan.output_shape() != [1, manifest.output.labels.len()] {
             return Err(format!("its scores have the shape {:?}", plan.output_shape()));
         }
         Ok(Self {
             plan,
+            precision,
             window_len: manifest.window_len(),
             logits: manifest.output.kind == OutputKind::Logits,
             idle: Mutex::default(),
         })
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Scratch<T>>> {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Scratch>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<T: Precise> Model for Compiled<T> {
+impl Model for Compiled {
     fn forward(&self, window: &[f32]) -> Result<Vec<f32>, ForwardError> {
         if window.len() != self.window_len {
             return Err(ForwardError::Length { found: window.len(), expected: self.window_len });
@@ -67,7 +69,7 @@ impl<T: Precise> Model for Compiled<T> {
     }
 
     fn precision(&self) -> Precision {
-        T::PRECISION
+        self.precision
     }
 
     fn engine(&self) -> &str {

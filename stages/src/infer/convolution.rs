@@ -8,19 +8,20 @@ use super::{
     element::Element,
     epilogue::Epilogue,
     graph::Convolution,
-    kernels::{LANES, Simd, Walk, tile},
+    kernels::{Base, LANES, Simd, Walk, tile},
+    level::Level,
     view::View,
 };
 
 /// Rows or columns.
 #[derive(Clone, Copy, Debug)]
-struct Axis {
+pub struct Axis {
     /// Without padding.
-    length: usize,
-    before: usize,
-    after: usize,
-    kernel: usize,
-    stride: usize,
+    pub length: usize,
+    pub before: usize,
+    pub after: usize,
+    pub kernel: usize,
+    pub stride: usize,
     window: usize,
     pool_stride: usize,
     /// Values after the maximum.
@@ -31,8 +32,13 @@ impl Axis {
     const SINGLE: Self =
         Self { length: 1, before: 0, after: 0, kernel: 1, stride: 1, window: 1, pool_stride: 1, out: 1 };
 
-    fn padded(&self) -> usize {
+    pub fn padded(&self) -> usize {
         self.before + self.length + self.after
+    }
+
+    /// Places of the kernel.
+    pub fn places(&self) -> usize {
+        (self.padded() - self.kernel) / self.stride + 1
     }
 
     /// The first padded place that a value reads, for place `inner` of its pooling window.
@@ -78,11 +84,30 @@ pub struct Direct<T> {
     /// From one value to the next along each axis.
     to_steps: [usize; 2],
     image: ImageLayout,
+    level: Option<Level>,
+}
+
+/// What one convolution after the other works in.
+#[derive(Default)]
+pub struct Work {
+    /// Of one tile.
+    pub sums: Vec<f32>,
+    /// Of the image: one per column, or per row, with zeros where its padding lies.
+    means: Vec<f32>,
+    /// What the mean of the image adds to the sums.
+    level: Vec<f32>,
+}
+
+impl Work {
+    pub fn new() -> Self {
+        Self { sums: vec![0.0; TILE_LEN], ..Self::default() }
+    }
 }
 
 /// How an image is laid out with its zeros.
 #[derive(Clone, Copy, Debug)]
 struct ImageLayout {
+    offset: usize,
     before: [usize; 2],
     row: usize,
     column: usize,
@@ -90,8 +115,8 @@ struct ImageLayout {
 }
 
 impl<T: Element> Direct<T> {
-    /// `from` and `to` are `[1 × channels × rows × columns]`.
-    pub fn new(convolution: &Convolution, from: &View, to: &View, simd: Simd) -> Self {
+    /// `from` and `to` are `[1 × channels × rows × columns]`; the image is the next of `images`.
+    pub fn new(convolution: &Convolution, from: &View, to: &View, simd: Simd, images: &mut usize) -> Self {
         let [_, inputs, ..] = *convolution.weight.shape else { unreachable!("a convolution's weight has four axes") };
         let natural = [0, 1].map(|i| Axis {
             length: from.shape[2 + i],
@@ -113,12 +138,14 @@ impl<T: Element> Direct<T> {
         let column = inputs;
         let row = column * axes[1].padded();
         let image = ImageLayout {
+            offset: *images,
             before: axes.map(|axis| axis.before),
             row,
             column,
             // A last step may read past the end, where its weights are zero.
             length: row * axes[0].padded() + T::PER_STEP,
         };
+        *images += image.length;
         let to = laid_out(to);
         let mut steps = [row, column];
         let mut to_steps = [to.strides[0], to.strides[1]];
@@ -143,6 +170,10 @@ impl<T: Element> Direct<T> {
             convolution.weight.values[((channel * inputs + input) * rows + r) * columns + c]
         };
         let (panels, weights) = pack(channels, [axes[0].kernel, run], simd, value);
+        let rounded = T::PER_STEP > 1;
+        let level = (rounded && inputs == 1 && !merged)
+            .then(|| Level::new(usize::from(turned), axes, channels, simd, value))
+            .flatten();
         Self {
             along: usize::from(axes[1].out >= axes[0].out),
             axes,
@@ -158,25 +189,32 @@ impl<T: Element> Direct<T> {
             to,
             to_steps,
             image,
+            level,
         }
     }
 
-    /// Elements of the image, zeros included.
-    pub fn image_len(&self) -> usize {
-        self.image.length
-    }
-
-    /// Reads the image from `values` and writes the result there; `image` has zeros where the padding lies.
-    pub fn run(&self, values: &mut [f32], image: &mut [T], sums: &mut [f32]) {
-        self.simd.vectorised(|| self.lay_out(values, image));
-        for panel in &self.panels {
+    /// Reads the image from `values` and writes the result there; `images` has zeros where the padding lies.
+    pub fn run(&self, values: &mut [f32], images: &mut [T], work: &mut Work) {
+        let Work { sums, means, level } = work;
+        let image = &mut images[self.image.offset..][..self.image.length];
+        self.simd.vectorised(|| match &self.level {
+            Some(_) => self.lay_out_without_mean(values, image, means),
+            None => self.lay_out(values, image),
+        });
+        let (means, level) = (means.as_slice(), level);
+        for (number, panel) in self.panels.iter().enumerate() {
+            if let Some(prepared) = &self.level {
+                level.resize(prepared.len().max(level.len()), 0.0);
+                prepared.prepare(number, means, level, self.simd);
+            }
+            let level = self.level.as_ref().map(|it| Steady { level: it, sums: it.sums(number, level), means });
             let most = self.simd.pixels(panel.groups);
             let lanes = panel.groups * LANES;
             let along = self.axes[self.along];
             for other in 0..self.axes[1 - self.along].out {
                 for (first, count) in tiles(along.out, most) {
                     let sums = &mut sums[..count * lanes];
-                    self.maxima(panel, image, other, first, count, sums);
+                    self.maxima(panel, image, level, other, first, count, sums);
                     self.simd.vectorised(|| {
                         self.then.apply(sums, lanes, panel.channel);
                         self.store(sums, panel, other, first, values);
@@ -214,8 +252,61 @@ impl<T: Element> Direct<T> {
         }
     }
 
+    /// Lays out an image of one channel less its mean over time, which goes to `means`.
+    #[inline(always)]
+    fn lay_out_without_mean(&self, values: &[f32], image: &mut [T], means: &mut Vec<f32>) {
+        let Some(level) = &self.level else { return };
+        // Where rows are frames, the mean of every column; else that of every row.
+        let time = level.time();
+        let band = 1 - time;
+        let (frames, bands) = (self.from.shape[time], self.from.shape[band]);
+        let (from_frame, from_band) = (self.from.strides[time], self.from.strides[band]);
+        let (to_frame, to_band) = (self.steps[time], self.steps[band]);
+        let frame = |t: usize| values[self.from.offset + t * from_frame..].iter().step_by(from_band);
+
+        means.clear();
+        means.resize(self.axes[band].padded(), 0.0);
+        let means = &mut means[self.image.before[band]..][..bands];
+        for t in 0..frames {
+            let at = self.from.offset + t * from_frame;
+            if from_band == 1 {
+                means.iter_mut().zip(&values[at..at + bands]).for_each(|(mean, value)| *mean += value);
+            } else {
+                means.iter_mut().zip(frame(t)).for_each(|(mean, value)| *mean += value);
+            }
+        }
+        means.iter_mut().for_each(|mean| *mean /= frames as f32);
+        let first = self.image.before[0] * self.steps[0] + self.image.before[1] * self.steps[1];
+        for t in 0..frames {
+            let (at, to) = (self.from.offset + t * from_frame, first + t * to_frame);
+            if from_band == 1 && to_band == 1 {
+                let values = values[at..at + bands].iter().zip(&*means);
+                image[to..to + bands].iter_mut().zip(values).for_each(|(to, (v, mean))| *to = T::from_f32(v - mean));
+            } else if from_band == 1 {
+                let image = image[to..].iter_mut().step_by(to_band);
+                let values = values[at..at + bands].iter().zip(&*means);
+                image.zip(values).for_each(|(to, (v, mean))| *to = T::from_f32(v - mean));
+            } else {
+                let image = image[to..].iter_mut().step_by(to_band);
+                image.zip(frame(t).zip(&*means)).for_each(|(to, (v, mean))| *to = T::from_f32(v - mean));
+            }
+        }
+    }
+
     /// The sums of `count` values from `first` on, the maximum of each over its window.
-    fn maxima(&self, panel: &Panel, image: &[T], other: usize, first: usize, count: usize, sums: &mut [f32]) {
+    #[expect(clippy::too_many_arguments, reason = "a tile is a place in four of them")]
+    fn maxima(
+        &self,
+        panel: &Panel,
+        image: &[T],
+        level: Option<Steady<'_>>,
+        other: usize,
+        first: usize,
+        count: usize,
+        sums: &mut [f32],
+    ) {
+        let lanes = panel.groups * LANES;
+        let mut offsets = [0; MOST_PIXELS];
         let [rows, columns] = &self.axes;
         let (along, across) = (self.axes[self.along], self.axes[1 - self.along]);
         let block = T::PER_STEP * panel.groups * LANES;
@@ -242,7 +333,18 @@ impl<T: Element> Direct<T> {
             let w = panel.weights + run_0 * w_run + step_0 * block;
             // Beyond the image where nothing is seen.
             let (x, w) = (image.get(x..).unwrap_or_default(), self.weights.get(w..).unwrap_or_default());
-            tile(self.simd, [count, panel.groups], x, w, walk, sums, inner != [0, 0]);
+            let base = level.map(|Steady { level, sums, means }| {
+                let inner_across = inner[1 - self.along];
+                if inner_across == 0 || inner[self.along] != 0 {
+                    for (m, offset) in offsets[..count].iter_mut().enumerate() {
+                        let place = (first + m) * along.pool_stride + inner[self.along];
+                        *offset = level.offset(self.along, place, lanes);
+                    }
+                }
+                let across = level.offset(1 - self.along, other * across.pool_stride + inner_across, lanes);
+                Base { values: &sums[across..], offsets: &offsets, scale: level.scale(starts[0], means) }
+            });
+            tile(self.simd, [count, panel.groups], x, w, walk, base, sums, inner != [0, 0]);
         }
     }
 
@@ -265,8 +367,18 @@ impl<T: Element> Direct<T> {
     }
 }
 
+/// The most pixels of a tile.
+const MOST_PIXELS: usize = 14;
 /// The sums of one tile fit: the most pixels × the most groups.
-pub const TILE_LEN: usize = 14 * 3 * LANES;
+const TILE_LEN: usize = MOST_PIXELS * 3 * LANES;
+
+/// What the mean of an image adds to the sums of one panel.
+#[derive(Clone, Copy)]
+struct Steady<'a> {
+    level: &'a Level,
+    sums: &'a [f32],
+    means: &'a [f32],
+}
 
 /// `all` values in tiles of at most `most`, as equal as can be: `(first, count)`.
 pub fn tiles(all: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {

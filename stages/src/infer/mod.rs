@@ -11,6 +11,7 @@ mod element;
 mod epilogue;
 mod graph;
 mod kernels;
+mod level;
 mod linear;
 mod lower;
 mod passes;
@@ -30,7 +31,7 @@ use sha2::{Digest, Sha256};
 use tch::TchError;
 use tonearm_schemas::manifest::{MAX_DIFFERENCE, Manifest};
 
-use self::{compiled::Compiled, element::Bf16, kernels::Simd, torchscript::TorchScript};
+use self::{compiled::Compiled, kernels::Simd, torchscript::TorchScript};
 
 /// A loaded model. Shared by all workers: `forward` may run on many threads at once.
 pub trait Model: Send + Sync {
@@ -139,23 +140,6 @@ fn first_line(error: &TchError) -> String {
 /// Scores of the compiled model in float32 and of libtorch differ by rounding: 1e-6 (measured). The tenth of what is promised.
 const SAME: f32 = 1e-4;
 
-/// A kind of number that a whole model can be compiled for.
-trait Precise: element::Element {
-    const PRECISION: Precision;
-    /// How far scores may be from the plain model's.
-    const TOLERANCE: f32;
-}
-
-impl Precise for f32 {
-    const PRECISION: Precision = Precision::Float32;
-    const TOLERANCE: f32 = SAME;
-}
-
-impl Precise for Bf16 {
-    const PRECISION: Precision = Precision::Bfloat16;
-    const TOLERANCE: f32 = MAX_DIFFERENCE;
-}
-
 /// Scores, all of them finite.
 fn checked(scores: Vec<f32>) -> Result<Vec<f32>, ForwardError> {
     match scores.iter().enumerate().find(|(_, score)| !score.is_finite()) {
@@ -184,31 +168,34 @@ pub fn load(file: &Path, manifest: &Manifest, choice: PrecisionChoice) -> Result
         PrecisionChoice::Auto if native.is_some() && manifest.keeps_scores_in_bfloat16() => Precision::Bfloat16,
         PrecisionChoice::Auto => Precision::Float32,
     };
-    let compiled: Result<Box<dyn Model>, String> = match (precision, native) {
-        (Precision::Bfloat16, Some(simd)) => compiled::<Bf16>(&bytes, manifest, simd, &plain),
-        _ => Simd::float32()
-            .ok_or_else(|| "the CPU has neither AVX-512 nor AVX2".to_owned())
-            .and_then(|simd| compiled::<f32>(&bytes, manifest, simd, &plain)),
-    };
+    let simd = if precision == Precision::Bfloat16 { native } else { Simd::float32() };
+    let compiled = simd
+        .ok_or_else(|| "the CPU has neither AVX-512 nor AVX2".to_owned())
+        .and_then(|simd| compile(&bytes, manifest, simd, precision, &plain));
     match (compiled, choice) {
-        (Ok(compiled), _) => Ok(compiled),
+        (Ok(compiled), _) => Ok(Box::new(compiled)),
         (Err(reason), PrecisionChoice::Only(Precision::Bfloat16)) => Err(LoadError::NotCompiled { path, reason }),
         (Err(reason), _) => Ok(Box::new(plain.because(&reason))),
     }
 }
 
 /// The compiled model, if it says what the plain one says.
-fn compiled<T: Precise>(
+fn compile(
     bytes: &[u8],
     manifest: &Manifest,
     simd: Simd,
+    precision: Precision,
     plain: &TorchScript,
-) -> Result<Box<dyn Model>, String> {
-    let model = Compiled::<T>::new(bytes, manifest, simd)?;
+) -> Result<Compiled, String> {
+    let model = Compiled::new(bytes, manifest, simd, precision)?;
     // Values as a spectrogram has them, in no order.
     let window: Vec<f32> = (0..manifest.window_len()).map(|i| (i * 7919 % 1009) as f32 / 336.0).collect();
     let (found, expected) = (model.forward(&window), plain.forward(&window));
     let (Ok(found), Ok(expected)) = (found, expected) else { return Err("it fails on a window of noise".to_owned()) };
     let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    if worst <= T::TOLERANCE { Ok(Box::new(model)) } else { Err(format!("compiled, its scores are off by {worst}")) }
+    let tolerance = match precision {
+        Precision::Float32 => SAME,
+        Precision::Bfloat16 => MAX_DIFFERENCE,
+    };
+    if worst <= tolerance { Ok(model) } else { Err(format!("compiled, its scores are off by {worst}")) }
 }

@@ -1,49 +1,55 @@
 //! A graph made ready to run: where every tensor lies, and the steps that fill them.
 
 use super::{
-    convolution::{Direct, TILE_LEN},
-    element::Element,
+    Precision,
+    convolution::{Direct, Work},
+    element::Bf16,
     epilogue::{relu, sigmoid},
-    graph::{Graph, Node, NodeId, Operation, Pointwise, Pool, Reduction},
+    graph::{Graph, Node, NodeId, Operation, Pointwise, Pool, Reduction, padded},
     kernels::Simd,
     linear::Linear,
     view::{View, rows},
 };
 
 /// The steps of a model for one window. Nothing in it changes while it runs.
-pub struct Plan<T> {
-    steps: Vec<Step<T>>,
+pub struct Plan {
+    steps: Vec<Step>,
     input: View,
     output: View,
     values_len: usize,
+    /// Elements of all images in float32 and in bfloat16.
+    images: [usize; 2],
 }
 
-enum Step<T> {
+enum Step {
     Copy { from: View, to: View },
     Each { pointwise: Pointwise, from: View, to: View },
     Add { from: [View; 2], to: View },
     MaxPool { pool: Pool, from: View, to: View },
     Reduce { reduction: Reduction, axis: usize, from: View, to: View },
-    Convolution { direct: Direct<T>, image: usize },
+    Float32(Direct<f32>),
+    Bfloat16(Direct<Bf16>),
     Linear(Linear),
 }
 
 /// What a run writes to. One run at a time uses it, and leaves in it nothing that the next one reads.
-pub struct Scratch<T> {
+pub struct Scratch {
     /// All tensors.
     values: Vec<f32>,
     /// The images of the convolutions, with zeros around them.
-    images: Vec<Vec<T>>,
-    sums: Vec<f32>,
+    float32: Vec<f32>,
+    bfloat16: Vec<Bf16>,
+    work: Work,
 }
 
-impl<T: Element> Plan<T> {
+impl Plan {
     /// # Errors
     /// The graph has an operation in a form that has no step.
-    pub fn new(graph: &Graph, simd: Simd) -> Result<Self, String> {
+    pub fn new(graph: &Graph, simd: Simd, precision: Precision) -> Result<Self, String> {
         let mut layout = Layout::of(graph);
         let mut steps = Vec::new();
-        let mut images = 0;
+        let mut images = [0; 2];
+        let all: usize = graph.nodes.iter().map(|node| multiplications(graph, node)).sum();
         for (id, node) in graph.nodes.iter().enumerate() {
             let Some(to) = layout.target(graph, id) else { continue };
             let inputs: Vec<View> = node.inputs.iter().filter_map(|&input| layout.views[input].clone()).collect();
@@ -84,8 +90,14 @@ impl<T: Element> Plan<T> {
                     steps.push(Step::Reduce { reduction: *reduction, axis: *axis, from: from.clone(), to: to.clone() })
                 }
                 (Operation::Convolution(convolution), [from]) => {
-                    steps.push(Step::Convolution { direct: Direct::new(convolution, from, &to, simd), image: images });
-                    images += 1;
+                    let small = multiplications(graph, node) * WORTH_ROUNDING < all;
+                    let precision = if small { Precision::Float32 } else { precision };
+                    steps.push(match precision {
+                        Precision::Float32 => Step::Float32(Direct::new(convolution, from, &to, simd, &mut images[0])),
+                        Precision::Bfloat16 => {
+                            Step::Bfloat16(Direct::new(convolution, from, &to, simd, &mut images[1]))
+                        }
+                    });
                 }
                 (Operation::Linear { weight, bias }, [from]) => {
                     steps.push(Step::Linear(Linear::new(&weight.values, bias, from, &to, simd)));
@@ -95,18 +107,15 @@ impl<T: Element> Plan<T> {
             layout.views[id] = Some(to);
         }
         let view = |id: NodeId| layout.views[id].clone().ok_or("the result does not depend on the window");
-        Ok(Self { input: view(0)?, output: view(graph.output)?, values_len: layout.len, steps })
+        Ok(Self { input: view(0)?, output: view(graph.output)?, values_len: layout.len, images, steps })
     }
 
-    pub fn scratch(&self) -> Scratch<T> {
-        let image = |step: &Step<T>| match step {
-            Step::Convolution { direct, .. } => Some(vec![T::default(); direct.image_len()]),
-            _ => None,
-        };
+    pub fn scratch(&self) -> Scratch {
         Scratch {
             values: vec![0.0; self.values_len],
-            images: self.steps.iter().filter_map(image).collect(),
-            sums: vec![0.0; TILE_LEN],
+            float32: vec![0.0; self.images[0]],
+            bfloat16: vec![Bf16::default(); self.images[1]],
+            work: Work::new(),
         }
     }
 
@@ -115,8 +124,8 @@ impl<T: Element> Plan<T> {
     }
 
     /// The scores of a window.
-    pub fn run(&self, window: &[f32], scratch: &mut Scratch<T>) -> Vec<f32> {
-        let Scratch { values, images, sums } = scratch;
+    pub fn run(&self, window: &[f32], scratch: &mut Scratch) -> Vec<f32> {
+        let Scratch { values, float32, bfloat16, work } = scratch;
         values[self.input.offset..][..window.len()].copy_from_slice(window);
         for step in &self.steps {
             match step {
@@ -131,8 +140,9 @@ impl<T: Element> Plan<T> {
                 Step::Add { from, to } => add(from, to, values),
                 Step::MaxPool { pool, from, to } => max_pool(*pool, from, to, values),
                 Step::Reduce { reduction, axis, from, to } => reduce(*reduction, *axis, from, to, values),
-                Step::Convolution { direct, image } => direct.run(values, &mut images[*image], sums),
-                Step::Linear(linear) => linear.run(values, sums),
+                Step::Float32(direct) => direct.run(values, float32, work),
+                Step::Bfloat16(direct) => direct.run(values, bfloat16, work),
+                Step::Linear(linear) => linear.run(values, &mut work.sums),
             }
         }
         let mut scores = Vec::with_capacity(self.output.shape.iter().product());
@@ -141,6 +151,18 @@ impl<T: Element> Plan<T> {
         rows([&self.output], last, |[at], _| scores.extend((0..length).map(|i| values[at + i * stride])));
         scores
     }
+}
+
+/// A convolution with less than this part of all multiplications stays in float32, where it costs little and rounds nothing:
+/// a twentieth. (measured: with musicnn's and vgg's small layers in float32, the worst difference of scores falls from 0.02 to
+/// 0.003, for 8% of the time.)
+const WORTH_ROUNDING: usize = 20;
+
+fn multiplications(graph: &Graph, node: &Node) -> usize {
+    let Operation::Convolution(convolution) = &node.operation else { return 0 };
+    let size = padded([graph.shape(node.inputs[0])[2], graph.shape(node.inputs[0])[3]], convolution.padding);
+    let places = (0..2).map(|axis| (size[axis] - convolution.kernel()[axis]) / convolution.stride[axis] + 1);
+    convolution.weight.values.len() * places.product::<usize>()
 }
 
 /// Where tensors lie. What a concatenation reads is written where the concatenation wants it.

@@ -4,15 +4,16 @@ use std::arch::x86_64::{
     _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_setzero_ps, _mm256_storeu_ps,
 };
 
-use super::{LANES, Walk};
+use super::{LANES, Out, Walk};
 
 const HALF: usize = LANES / 2;
 
 /// # Safety
-/// The CPU has AVX2 and FMA, and `x`, `w` and `out` reach as far as [`Walk`] says for `M` pixels and one group of channels.
+/// The CPU has AVX2 and FMA, `x` and `w` reach as far as [`Walk`] says, and `out` as [`Out`] says, for `M` pixels and one
+/// group of channels.
 #[target_feature(enable = "avx2,fma")]
-pub unsafe fn float32<const M: usize>(x: *const f32, w: *const f32, walk: Walk, out: *mut f32, max: bool) {
-    // SAFETY: the caller's promise; pointers stay within what `Walk` says is read and written.
+pub unsafe fn float32<const M: usize>(x: *const f32, w: *const f32, walk: Walk, out: Out) {
+    // SAFETY: the caller's promise; pointers stay within what `Walk` and `Out` say.
     unsafe {
         let mut sums = [[_mm256_setzero_ps(); 2]; M];
         for run in 0..walk.runs {
@@ -33,9 +34,16 @@ pub unsafe fn float32<const M: usize>(x: *const f32, w: *const f32, walk: Walk, 
         }
         for m in 0..M {
             for half in 0..2 {
-                let out = out.add(m * LANES + half * HALF);
-                let sum = if max { _mm256_max_ps(sums[m][half], _mm256_loadu_ps(out)) } else { sums[m][half] };
-                _mm256_storeu_ps(out, sum);
+                let mut sum = sums[m][half];
+                if !out.base.is_null() {
+                    let base = _mm256_loadu_ps(out.base.add(*out.offsets.add(m) + half * HALF));
+                    sum = _mm256_fmadd_ps(base, _mm256_broadcast_ss(&out.scale), sum);
+                }
+                let to = out.sums.add(m * LANES + half * HALF);
+                if out.max {
+                    sum = _mm256_max_ps(sum, _mm256_loadu_ps(to));
+                }
+                _mm256_storeu_ps(to, sum);
             }
         }
     }

@@ -1,24 +1,18 @@
 //! Tiles with AVX-512: 16 channels to a register, the weights of a step loaded once for all pixels of the tile.
 
 use std::arch::x86_64::{
-    __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_max_ps,
+    __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_max_ps,
     _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
 };
 
-use super::{LANES, Walk};
+use super::{LANES, Out, Walk};
 use crate::infer::element::Bf16;
 
 /// # Safety
-/// The CPU has AVX-512F, and `x`, `w` and `out` reach as far as [`Walk`] says for `M` pixels and `N` registers.
+/// The CPU has AVX-512F, `x` and `w` reach as far as [`Walk`] says, and `out` as [`Out`] says, for `M` pixels and `N` registers.
 #[target_feature(enable = "avx512f")]
-pub unsafe fn float32<const M: usize, const N: usize>(
-    x: *const f32,
-    w: *const f32,
-    walk: Walk,
-    out: *mut f32,
-    max: bool,
-) {
-    // SAFETY: the caller's promise; pointers stay within what `Walk` says is read and written.
+pub unsafe fn float32<const M: usize, const N: usize>(x: *const f32, w: *const f32, walk: Walk, out: Out) {
+    // SAFETY: the caller's promise; pointers stay within what `Walk` says is read.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); N]; M];
         for run in 0..walk.runs {
@@ -40,28 +34,16 @@ pub unsafe fn float32<const M: usize, const N: usize>(
                 w = w.add(N * LANES);
             }
         }
-        for m in 0..M {
-            for n in 0..N {
-                let out = out.add((m * N + n) * LANES);
-                let sum = if max { _mm512_max_ps(sums[m][n], _mm512_loadu_ps(out)) } else { sums[m][n] };
-                _mm512_storeu_ps(out, sum);
-            }
-        }
+        finish(&sums, out);
     }
 }
 
 /// # Safety
-/// The CPU has AVX-512F and AVX-512 BF16, and `x`, `w` and `out` reach as far as [`Walk`] says for `M` pixels and `N`
-/// registers.
+/// The CPU has AVX-512F and AVX-512 BF16, `x` and `w` reach as far as [`Walk`] says, and `out` as [`Out`] says,
+/// for `M` pixels and `N` registers.
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub unsafe fn bfloat16<const M: usize, const N: usize>(
-    x: *const Bf16,
-    w: *const Bf16,
-    walk: Walk,
-    out: *mut f32,
-    max: bool,
-) {
-    // SAFETY: the caller's promise; pointers stay within what `Walk` says is read and written. A pair of values may start
+pub unsafe fn bfloat16<const M: usize, const N: usize>(x: *const Bf16, w: *const Bf16, walk: Walk, out: Out) {
+    // SAFETY: the caller's promise; pointers stay within what `Walk` says is read. A pair of values may start
     // at any element, so it is read unaligned. `__m512bh` and `__m512i` are both 512 bits without invalid patterns.
     unsafe {
         let pairs = |bits: __m512i| std::mem::transmute::<__m512i, __m512bh>(bits);
@@ -85,11 +67,30 @@ pub unsafe fn bfloat16<const M: usize, const N: usize>(
                 w = w.add(2 * N * LANES);
             }
         }
+        finish(&sums, out);
+    }
+}
+
+/// # Safety
+/// The CPU has AVX-512F, and `out` holds what [`Out`] says for `M` pixels and `N` registers.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn finish<const M: usize, const N: usize>(sums: &[[__m512; N]; M], out: Out) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let scale = _mm512_set1_ps(out.scale);
         for m in 0..M {
             for n in 0..N {
-                let out = out.add((m * N + n) * LANES);
-                let sum = if max { _mm512_max_ps(sums[m][n], _mm512_loadu_ps(out)) } else { sums[m][n] };
-                _mm512_storeu_ps(out, sum);
+                let mut sum = sums[m][n];
+                if !out.base.is_null() {
+                    let base = _mm512_loadu_ps(out.base.add(*out.offsets.add(m) + n * LANES));
+                    sum = _mm512_fmadd_ps(base, scale, sum);
+                }
+                let to = out.sums.add((m * N + n) * LANES);
+                if out.max {
+                    sum = _mm512_max_ps(sum, _mm512_loadu_ps(to));
+                }
+                _mm512_storeu_ps(to, sum);
             }
         }
     }

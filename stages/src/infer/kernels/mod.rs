@@ -12,6 +12,8 @@
 mod avx2;
 mod avx512;
 
+use std::ptr;
+
 use super::element::{Bf16, Element};
 
 /// Channels in one group: the float32 lanes of a 512-bit register.
@@ -125,7 +127,27 @@ impl Simd {
 }
 
 /// One form of the inner loop.
-pub type Loop<T> = unsafe fn(*const T, *const T, Walk, *mut f32, bool);
+pub type Loop<T> = unsafe fn(*const T, *const T, Walk, Out);
+
+/// Where a loop puts its sums, `[pixels × groups × LANES]`.
+#[derive(Clone, Copy)]
+pub struct Out {
+    sums: *mut f32,
+    /// The larger of the sum and what is there.
+    max: bool,
+    /// Null, or what is added, times `scale`: for pixel `m`, the values from `offsets[m]` on.
+    base: *const f32,
+    offsets: *const usize,
+    scale: f32,
+}
+
+/// What is added to the sums of each pixel: `scale · values[offsets[pixel]..]`.
+#[derive(Clone, Copy)]
+pub struct Base<'a> {
+    pub values: &'a [f32],
+    pub offsets: &'a [usize],
+    pub scale: f32,
+}
 
 macro_rules! per_pixels {
     ($($name:ident)::+ $(, $groups:literal)?) => {
@@ -162,7 +184,7 @@ pub fn bfloat16(simd: Simd, pixels: usize, groups: usize) -> Option<Loop<Bf16>> 
     }
 }
 
-/// `out` ([pixels × groups × LANES]) = the products of `x` and `w`, or the maximum of those and what `out` holds.
+/// `sums` ([pixels × groups × LANES]) = the products of `x` and `w` plus `base`, or the maximum of that and what `sums` holds.
 ///
 /// # Panics
 /// An operand does not reach as far as `walk` says.
@@ -172,10 +194,17 @@ pub fn tile<T: Element>(
     x: &[T],
     w: &[T],
     walk: Walk,
-    out: &mut [f32],
+    base: Option<Base<'_>>,
+    sums: &mut [f32],
     max: bool,
 ) {
-    assert!(pixels > 0 && groups > 0 && out.len() >= pixels * groups * LANES);
+    assert!(pixels > 0 && groups > 0 && sums.len() >= pixels * groups * LANES);
+    let mut out = Out { sums: sums.as_mut_ptr(), max, base: ptr::null(), offsets: ptr::null(), scale: 0.0 };
+    if let Some(base) = base {
+        let inside = |&offset: &usize| base.values.len().checked_sub(groups * LANES).is_some_and(|last| offset <= last);
+        assert!(base.offsets.len() >= pixels && base.offsets[..pixels].iter().all(inside));
+        out = Out { base: base.values.as_ptr(), offsets: base.offsets.as_ptr(), scale: base.scale, ..out };
+    }
     if walk.runs > 0 && walk.steps > 0 {
         let elements = walk.steps * T::PER_STEP;
         assert!(x.len() >= (pixels - 1) * walk.pixel + (walk.runs - 1) * walk.run + elements);
@@ -184,23 +213,30 @@ pub fn tile<T: Element>(
     match T::inner_loop(simd, pixels, groups) {
         // SAFETY: a `Simd` is only made where the CPU has it, and has loops for its own instructions. The bounds were checked
         // above: the last element read of `x` is that of the last pixel, run and step, of `w` that of the last run and
-        // step. Without runs or steps nothing is read.
-        Some(inner) => unsafe { inner(x.as_ptr(), w.as_ptr(), walk, out.as_mut_ptr(), max) },
-        None => portable([pixels, groups], x, w, walk, out, max),
+        // step. Without runs or steps nothing is read. `out` was made of slices that are long enough, just above.
+        Some(inner) => unsafe { inner(x.as_ptr(), w.as_ptr(), walk, out) },
+        None => portable([pixels, groups], x, w, walk, base, sums, max),
     }
 }
 
-fn portable<T: Element>([pixels, groups]: [usize; 2], x: &[T], w: &[T], walk: Walk, out: &mut [f32], max: bool) {
+fn portable<T: Element>(
+    [pixels, groups]: [usize; 2],
+    x: &[T],
+    w: &[T],
+    walk: Walk,
+    base: Option<Base<'_>>,
+    sums: &mut [f32],
+    max: bool,
+) {
     let lanes = groups * LANES;
-    for (m, out) in out.chunks_exact_mut(lanes).take(pixels).enumerate() {
-        for (c, out) in out.iter_mut().enumerate() {
-            let mut sum = 0.0;
+    for (m, sums) in sums.chunks_exact_mut(lanes).take(pixels).enumerate() {
+        for (c, out) in sums.iter_mut().enumerate() {
+            let mut sum = base.map_or(0.0, |base| base.scale * base.values[base.offsets[m] + c]);
             for run in 0..walk.runs {
                 for k in 0..walk.steps * T::PER_STEP {
                     let x = x[m * walk.pixel + run * walk.run + k].to_f32();
                     let (step, part) = (k / T::PER_STEP, k % T::PER_STEP);
-                    let w = w[run * walk.w_run + (step * lanes + c) * T::PER_STEP + part].to_f32();
-                    sum += x * w;
+                    sum += x * w[run * walk.w_run + (step * lanes + c) * T::PER_STEP + part].to_f32();
                 }
             }
             *out = if max { sum.max(*out) } else { sum };

@@ -1,0 +1,144 @@
+//! Keeps steady sounds exact in bfloat16: an image is its mean over time (rows), which is convolved in float32, plus the
+//! rest, which is rounded.
+//!
+//! In a steady sound every frame is rounded the same way, so errors do not average out over time. Without its mean there is
+//! little left to round. The mean costs little: with every row the same, the rows of a kernel become one, their sum.
+
+use super::{
+    convolution::{Axis, Panel, pack, tiles},
+    kernels::{LANES, Simd, Walk, tile},
+};
+
+/// The convolution of an image of one channel whose rows are all the same.
+pub enum Level {
+    /// Time goes along the image's rows: a sum per column of the result and per part of the kernel that lies inside.
+    Rows {
+        /// For each row of the result, which part of the kernel lies inside the image.
+        parts: Vec<usize>,
+        /// `[part][panel][kernel column][channel]`
+        weights: Vec<Vec<f32>>,
+        panels: Vec<Panel>,
+        /// Of the result, before the maximum.
+        columns: usize,
+        kernel: usize,
+        stride: usize,
+    },
+    /// Time goes along the image's columns, and the kernel has one row: `[panel][column of the result][channel]`, times the mean
+    /// of a row.
+    Columns { sums: Vec<f32>, panels: Vec<usize> },
+}
+
+/// The parts of a kernel of `kernel` places that lie within `before..before + length`, for each of `out` values.
+fn insides(kernel: usize, before: usize, length: usize, stride: usize, out: usize) -> Vec<(usize, usize)> {
+    let inside = |value: usize| {
+        let first = before.saturating_sub(value * stride).min(kernel);
+        (first, (before + length).saturating_sub(value * stride).clamp(first, kernel))
+    };
+    (0..out).map(inside).collect()
+}
+
+impl Level {
+    /// `weight(channel, row, column)` of the image as it is laid out; `time` is the axis of time.
+    pub fn new(
+        time: usize,
+        [rows, columns]: [Axis; 2],
+        channels: usize,
+        simd: Simd,
+        weight: impl Fn(usize, usize, usize) -> f32,
+    ) -> Option<Self> {
+        if time == 0 {
+            let insides = insides(rows.kernel, rows.before, rows.length, rows.stride, rows.places());
+            let mut different = insides.clone();
+            different.sort_unstable();
+            different.dedup();
+            let sum = |channel: usize, (first, last): (usize, usize), k: usize| {
+                (first..last).map(|row| f64::from(weight(channel, row, k))).sum::<f64>() as f32
+            };
+            let mut panels = Vec::new();
+            let mut weights = Vec::new();
+            for &inside in &different {
+                let packed = pack(channels, [1, columns.kernel], simd, |channel, _, k| sum(channel, inside, k));
+                panels = packed.0;
+                weights.push(packed.1);
+            }
+            let parts = insides.iter().map(|inside| different.binary_search(inside).unwrap_or_default()).collect();
+            let (kernel, stride) = (columns.kernel, columns.stride);
+            let columns = columns.places();
+            return Some(Self::Rows { parts, weights, panels, columns, kernel, stride });
+        }
+        if rows.kernel != 1 || rows.before + rows.after > 0 {
+            return None;
+        }
+        let insides = insides(columns.kernel, columns.before, columns.length, columns.stride, columns.places());
+        let (panels, weights) = pack::<f32>(channels, [1, columns.kernel], simd, |channel, _, k| weight(channel, 0, k));
+        let mut sums = Vec::new();
+        let mut starts = Vec::new();
+        for panel in &panels {
+            starts.push(sums.len());
+            let lanes = panel.groups * LANES;
+            for &(first, last) in &insides {
+                let mut sum = vec![0.0; lanes];
+                for step in weights[panel.weights..].chunks_exact(lanes).take(last).skip(first) {
+                    sum.iter_mut().zip(step).for_each(|(sum, weight)| *sum += weight);
+                }
+                sums.extend(sum);
+            }
+        }
+        Some(Self::Columns { sums, panels: starts })
+    }
+
+    /// The axis of time.
+    pub fn time(&self) -> usize {
+        usize::from(matches!(self, Self::Columns { .. }))
+    }
+
+    /// Values that [`prepare`](Self::prepare) fills.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Rows { weights, panels, columns, .. } => {
+                weights.len() * columns * panels.iter().map(|panel| panel.groups).max().unwrap_or(0) * LANES
+            }
+            Self::Columns { .. } => 0,
+        }
+    }
+
+    /// Fills `sums` for one panel.
+    pub fn prepare(&self, panel: usize, means: &[f32], sums: &mut [f32], simd: Simd) {
+        let Self::Rows { weights, panels, columns, kernel, stride, .. } = self else { return };
+        let Panel { groups, weights: start, .. } = panels[panel];
+        let lanes = groups * LANES;
+        let walk = Walk { pixel: *stride, run: 0, runs: 1, steps: *kernel, w_run: 0 };
+        for (part, weights) in weights.iter().enumerate() {
+            for (first, count) in tiles(*columns, simd.pixels(groups)) {
+                let sums = &mut sums[(part * columns + first) * lanes..][..count * lanes];
+                tile(simd, [count, groups], &means[first * stride..], &weights[start..], walk, None, sums, false);
+            }
+        }
+    }
+
+    /// The sums of a panel, given those it has prepared.
+    pub fn sums<'a>(&'a self, panel: usize, prepared: &'a [f32]) -> &'a [f32] {
+        match self {
+            Self::Rows { .. } => prepared,
+            Self::Columns { sums, panels } => &sums[panels[panel]..],
+        }
+    }
+
+    /// What a place of the result (before the maximum) on `axis` adds to where its sums are.
+    #[inline(always)]
+    pub fn offset(&self, axis: usize, place: usize, lanes: usize) -> usize {
+        match self {
+            Self::Rows { parts, columns, .. } if axis == 0 => parts[place] * columns * lanes,
+            Self::Columns { .. } if axis == 0 => 0,
+            _ => place * lanes,
+        }
+    }
+
+    /// What they are multiplied with, where the kernel starts at `row` of the image.
+    pub fn scale(&self, row: usize, means: &[f32]) -> f32 {
+        match self {
+            Self::Rows { .. } => 1.0,
+            Self::Columns { .. } => means[row],
+        }
+    }
+}
