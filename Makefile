@@ -2,8 +2,9 @@
 # make chaos   prove it for half an hour, with processes and brokers that die; SEED=, DISTURBANCES=, BROKERS=, PROTOCOL=
 # make build   target/release/tonearm and its models
 # make lint    formatting and clippy, as CI runs them
+# make bench   how fast it is      make bench-peers    how fast beside others; see benches/README.md
 
-.PHONY: demo test chaos build models kafka lint schemas clean
+.PHONY: demo test chaos build models kafka lint bench bench-peers schemas clean
 
 demo: models kafka
 	target/release/tonearm demo
@@ -28,6 +29,15 @@ models: build
 kafka:
 	scripts/system-packages kafka
 	scripts/kafka fetch
+
+bench: models kafka
+	scripts/system-packages bench
+	cargo bench --package tonearm-benches --bench decode --bench resample --bench log_mel --bench forward
+	cargo bench --package tonearm-benches --bench table -- --keep
+
+bench-peers: models kafka
+	scripts/system-packages bench
+	cargo bench --package tonearm-benches --bench table -- --peers --keep
 
 lint: build
 	cargo fmt --all --check

@@ -1,0 +1,169 @@
+//! The whole of it: records through a real Kafka, beside pipelines in Python that read files.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+use tonearm_benches::{DEFAULT_MODEL, MINUTE_S, clock::time, model, music, read};
+use tonearm_schemas::manifest::Manifest;
+use tonearm_stages::{decode::Decoder, features::Features, infer::Model, resample::Resampler};
+
+use crate::{
+    Asked as Options,
+    claim::{Asked, Claim, median, ratios},
+    contest::rounded,
+    peers::Peer,
+    program::{AtWork, Backlog, Done},
+};
+
+/// How long a run is, about.
+const RUN_S: f64 = 8.0;
+/// Files of the run that tells how many make [`RUN_S`].
+const TRIAL: usize = 16;
+
+const EXACTLY_ONCE: &[(&str, &str)] = &[("runtime.delivery", "exactly-once")];
+const AT_LEAST_ONCE: &[(&str, &str)] = &[("runtime.delivery", "at-least-once")];
+const ONE_WORKER: &[(&str, &str)] = &[("runtime.workers", "1")];
+const TWO_WORKERS: &[(&str, &str)] = &[("runtime.workers", "2")];
+
+pub fn measure(options: &Options) -> Vec<Claim> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(music().join("minute"))
+        .expect("the music")
+        .map(|entry| entry.expect("the music").path())
+        .collect();
+    files.sort();
+    let backlog = |count: usize| {
+        let chosen = &files[..count];
+        (Backlog::publish(chosen.iter().map(|file| read(file)), count as f64 * MINUTE_S), chosen)
+    };
+    eprintln!("pipeline: a trial run");
+    let (trial, _) = backlog(TRIAL);
+    let trial_s = AtWork::start(&trial, EXACTLY_ONCE).finish().wall_s;
+    let count = ((TRIAL as f64 * RUN_S / trial_s / TRIAL as f64).round() as usize * TRIAL).clamp(TRIAL, files.len());
+    let (backlog, files) = backlog(count);
+    eprintln!("pipeline: {count} files of {MINUTE_S} s");
+
+    let mut claims = beside_peers(options, &backlog, files);
+    claims.extend(deliveries(options, &backlog));
+    claims.extend(workers(options, &trial, &files[..TRIAL]));
+    claims
+}
+
+fn run(backlog: &Backlog, settings: &[(&str, &str)]) -> Done {
+    AtWork::start(backlog, settings).finish()
+}
+
+fn beside_peers(options: &Options, backlog: &Backlog, files: &[PathBuf]) -> Vec<Claim> {
+    let Some(python) = &options.python else { return Vec::new() };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from).to_string();
+    // (pipeline, what is asked of ours over it, the part of the files that it does)
+    let mut peers: Vec<(&str, Option<f64>, usize, Peer)> =
+        [("tuned", Some(2.5), 1), ("naive", Some(20.0), 12), ("naive-windowed", None, 6)]
+            .map(|(kind, over, part)| (kind, over, part, python.start("pipeline.py", &[kind, &cores])))
+            .into();
+    let mut rate = |at: usize| {
+        let (_, _, part, peer) = &mut peers[at];
+        // Each codec as often as in all of them.
+        let count = (files.len() / *part / 4).max(1) * 4;
+        let answer = peer.ask(&json!({ "files": files[..count] }));
+        count as f64 * MINUTE_S / answer["wall_s"].as_f64().expect("seconds")
+    };
+    let mut rates: Vec<Vec<f64>> = vec![Vec::new(); 4];
+    eprintln!("pipeline: tonearm, tuned, naive, naive-windowed");
+    (0..3).for_each(|at| _ = rate(at));
+    for _ in 0..options.pipeline_rounds {
+        rates[0].push(backlog.audio_s / run(backlog, EXACTLY_ONCE).wall_s);
+        (0..3).for_each(|at| rates[at + 1].push(rate(at)));
+    }
+    let figures =
+        |at: usize| format!("{} and {} s of audio per s", rounded(median(&rates[0])), rounded(median(&rates[at])));
+    let mut claims = vec![Claim::new("end to end: tonearm, exactly once", None, "× real time", rates[0].clone())];
+    for (at, (kind, over, ..)) in peers.iter().enumerate() {
+        let what = format!("end to end: tonearm, exactly once, over {kind} Python without Kafka");
+        let claim = Claim::new(what, over.map(Asked::AtLeast), "×", ratios(&rates[0], &rates[at + 1]));
+        claims.push(claim.figures(figures(at + 1)));
+    }
+    claims
+}
+
+fn deliveries(options: &Options, backlog: &Backlog) -> Vec<Claim> {
+    eprintln!("pipeline: exactly once, at least once");
+    let (mut exactly, mut at_least) = (Vec::new(), Vec::new());
+    for _ in 0..options.pipeline_rounds {
+        exactly.push(backlog.audio_s / run(backlog, EXACTLY_ONCE).wall_s);
+        at_least.push(backlog.audio_s / run(backlog, AT_LEAST_ONCE).wall_s);
+    }
+    let figures = format!("{} and {} s of audio per s", rounded(median(&exactly)), rounded(median(&at_least)));
+    let what = "throughput: exactly once over at least once";
+    vec![Claim::new(what, Some(Asked::AtLeast(0.95)), "×", ratios(&exactly, &at_least)).figures(figures)]
+}
+
+/// How workers add up, and what Kafka and the runtime cost beside the stages.
+fn workers(options: &Options, backlog: &Backlog, files: &[PathBuf]) -> Vec<Claim> {
+    let (model, manifest) = model(DEFAULT_MODEL, "auto").expect("the default precision");
+    let values: Vec<Vec<u8>> = files.iter().map(|file| read(file)).collect();
+    let stages = || time(|| values.iter().for_each(|value| whole_track(value, model.as_ref(), &manifest))).cpu_s;
+    stages();
+    eprintln!("pipeline: the stages alone, one worker, two workers, two processes of one worker");
+    let (mut cost, mut one, mut two, mut processes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut stages_s, mut cpu_s) = (Vec::new(), Vec::new());
+    for _ in 0..options.pipeline_rounds {
+        let alone = stages();
+        let done = run(backlog, ONE_WORKER);
+        cost.push(done.cpu_s / alone);
+        stages_s.push(alone);
+        cpu_s.push(done.cpu_s);
+        one.push(backlog.audio_s / done.wall_s);
+        two.push(backlog.audio_s / run(backlog, TWO_WORKERS).wall_s);
+        // Groups of their own, so both do everything.
+        let (first, second) = (AtWork::start(backlog, ONE_WORKER), AtWork::start(backlog, ONE_WORKER));
+        let first = std::thread::scope(|scope| {
+            let second = scope.spawn(|| second.finish());
+            let first = first.finish();
+            [first.wall_s, second.join().expect("a result").wall_s]
+        });
+        processes.push(first.iter().map(|wall_s| backlog.audio_s / wall_s).sum());
+    }
+    let scaling = format!(
+        "{} s of audio per s with one worker, {} with two, {} in two processes",
+        rounded(median(&one)),
+        rounded(median(&two)),
+        rounded(median(&processes))
+    );
+    let cpu = format!("{} and {} s of CPU time", rounded(median(&cpu_s)), rounded(median(&stages_s)));
+    vec![
+        Claim::new("CPU time: records through Kafka over their stages alone", Some(Asked::AtMost(1.15)), "×", cost)
+            .figures(cpu),
+        Claim::new(
+            "two workers over two processes of one worker",
+            Some(Asked::AtLeast(0.95)),
+            "×",
+            ratios(&two, &processes),
+        )
+        .figures(scaling),
+        Claim::new("two workers over one", None, "×", ratios(&two, &one)),
+    ]
+}
+
+/// One track through all stages on this thread, as `tonearm run` does it.
+fn whole_track(bytes: &[u8], model: &dyn Model, manifest: &Manifest) {
+    let mut decoder = Decoder::open(bytes, None).expect("music");
+    let rate = decoder.info().sample_rate_hz;
+    let mut resampler = Resampler::new(rate, manifest.audio.sample_rate_hz).expect("rates that are allowed");
+    let mut features = Features::new(manifest);
+    let (mut mono, mut samples, mut windows) = (Vec::new(), Vec::new(), Vec::new());
+    while decoder.next(&mut mono).expect("music") {
+        resampler.push(&mono, &mut samples);
+        features.push(&samples, &mut windows);
+        mono.clear();
+        samples.clear();
+        for window in windows.drain(..) {
+            model.forward(&window.values).expect("scores");
+        }
+    }
+    resampler.finish(&mut samples);
+    features.push(&samples, &mut windows);
+    features.finish(&mut windows).expect("a minute");
+    for window in windows {
+        model.forward(&window.values).expect("scores");
+    }
+}
