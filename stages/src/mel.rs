@@ -2,6 +2,9 @@
 
 use tonearm_schemas::manifest::{LogMelSpec, MelNorm, MelScale};
 
+/// Frames that are worked on side by side: two registers of SSE, which every x86-64 has.
+pub(crate) const LANES: usize = 8;
+
 /// Triangles on the mel scale, `[bands × bins]`, of which only the non-zero run of each band is kept.
 pub(crate) struct MelBank {
     bands: Vec<Band>,
@@ -45,16 +48,27 @@ impl MelBank {
         bank
     }
 
-    /// `bank × spectrum`: `spectrum: [bins]`, `bands: [bands]`.
-    pub fn apply(&self, spectrum: &[f32], bands: &mut [f32]) {
+    /// `bank × spectrum` of several frames side by side: `spectrum: [bins]`, `bands: [bands]`.
+    pub fn apply(&self, spectrum: &[[f32; LANES]], bands: &mut [[f32; LANES]]) {
         let mut weights = self.weights.as_slice();
-        for (value, band) in bands.iter_mut().zip(&self.bands) {
+        for (values, band) in bands.iter_mut().zip(&self.bands) {
             let (run, rest) = weights.split_at(band.bins);
             weights = rest;
-            let bins = &spectrum[band.first_bin..][..band.bins];
-            *value = run.iter().zip(bins).map(|(weight, bin)| weight * bin).sum();
+            *values = weighted(run, &spectrum[band.first_bin..]);
         }
     }
+}
+
+/// The sum of as many of `bins` as there are `weights`, each times its weight.
+#[inline(always)]
+fn weighted(weights: &[f32], bins: &[[f32; LANES]]) -> [f32; LANES] {
+    let mut sums = [0.0; LANES];
+    for (weight, bin) in weights.iter().zip(bins) {
+        for (sum, value) in sums.iter_mut().zip(bin) {
+            *sum += weight * value;
+        }
+    }
+    sums
 }
 
 // Slaney, "Auditory Toolbox" (1998), mfcc.m: linear up to 1 kHz, then 27 steps per factor of 6.4.
