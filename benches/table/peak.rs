@@ -36,7 +36,7 @@ pub fn bfloat16_flop() -> f64 {
 }
 
 fn best(work: impl Fn() -> f32, flop_per_product: f64) -> f64 {
-    let once = || time(|| _ = black_box(work())).wall_s;
+    let once = || time(|| _ = black_box(work())).cpu_s;
     let seconds = (0..5).map(|_| once()).fold(f64::INFINITY, f64::min);
     (SUMS * STEPS) as f64 * flop_per_product / seconds
 }

@@ -45,7 +45,7 @@ fn product_flop(kind: Kind) -> f64 {
         let matrix = || Tensor::rand([size, size], (Kind::Float, Device::Cpu)).to_kind(kind);
         let (a, b) = (matrix(), matrix());
         for _ in 0..20 {
-            let seconds = time(|| _ = black_box(a.matmul(&b))).wall_s;
+            let seconds = time(|| _ = black_box(a.matmul(&b))).cpu_s;
             best = best.max(2.0 * (size as f64).powi(3) / seconds);
         }
     }
@@ -56,7 +56,7 @@ fn product_flop(kind: Kind) -> f64 {
 fn copied_bytes() -> f64 {
     let from = vec![1_u8; 256 << 20];
     let mut to = vec![0_u8; from.len()];
-    let best = (0..5).map(|_| time(|| to.copy_from_slice(black_box(&from))).wall_s).fold(f64::INFINITY, f64::min);
+    let best = (0..5).map(|_| time(|| to.copy_from_slice(black_box(&from))).cpu_s).fold(f64::INFINITY, f64::min);
     black_box(&to);
     2.0 * from.len() as f64 / best
 }
