@@ -15,5 +15,5 @@ fn every_record_has_its_one_result_whatever_goes_wrong() {
     let report =
         run(Options { seed, disturbances: 13, brokers: 1, protocol: Protocol::Consumer, spare_brokers: false });
     println!("{report}");
-    assert!(report.passed(), "see above, and what the workers said in target/chaos/{seed}");
+    assert!(report.is_exact(), "see above, and what the workers said in target/chaos/{seed}");
 }

@@ -3,7 +3,7 @@
 use std::{env, fs, path::Path, time::Instant};
 
 use tonearm_schemas::manifest::Manifest;
-use tonearm_stages::infer::{self, Model, PrecisionChoice};
+use tonearm_stages::infer::{self, PrecisionChoice};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = env::args().skip(1).collect();

@@ -165,8 +165,7 @@ pub fn run(config: &Config, tagger: &Arc<Tagger>, health: &Health, stop: &Atomic
             stopping: None,
         };
         let result = runtime.work(stop);
-        runtime.abandon();
-        consumer.context().close();
+        runtime.leave();
         result
     });
     health.group_joined.store(false, Ordering::Relaxed);
@@ -593,13 +592,24 @@ impl<'c> Runtime<'c, '_> {
         }
     }
 
-    /// The end: whatever workers still have is of no use.
-    fn abandon(&mut self) {
+    /// The end: whatever workers still have is of no use. Changes that are not carried out yet are, or the consumer would
+    /// wait for it for ever when it closes.
+    fn leave(&mut self) {
         let records: usize = self.shards.values().map(|shard| shard.ledger.len()).sum();
         if records > 0 {
             tracing::info!(records, "records are left to the partitions' next owner");
         }
         self.shards.values().for_each(|shard| shard.lease.revoke());
+        self.consumer.context().close();
+        let mut changes: Vec<Change> = std::mem::take(&mut self.assigned).into_iter().map(Change::Assigned).collect();
+        changes.extend(std::mem::take(&mut self.revoked).into_iter().map(Change::Revoked));
+        changes.extend(std::iter::from_fn(|| self.consumer.context().next_change()));
+        for change in changes {
+            match change {
+                Change::Assigned(partitions) => self.take_up(&partitions),
+                Change::Revoked(partitions) => self.give_back(&partitions),
+            }
+        }
     }
 }
 
