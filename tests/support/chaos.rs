@@ -32,6 +32,8 @@ use crate::{
 };
 
 pub const PARTITIONS: i32 = 4;
+/// More of the same says nothing new: a worker that cannot start would fill the report.
+const FAULTS: usize = 10;
 
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Options {
@@ -109,7 +111,7 @@ pub fn run(options: Options) -> Report {
 
     let published = feed.stop();
     let mut last = (0, Instant::now());
-    while last.0 < published && last.1.elapsed() < PATIENCE {
+    while last.0 < published && last.1.elapsed() < PATIENCE && crew.faults.len() < FAULTS {
         crew.supervise();
         std::thread::sleep(Duration::from_millis(50));
         let came = watch.arrivals().len();
@@ -270,6 +272,9 @@ impl Chaos<'_> {
         let mut waiting: Vec<i32> = (0..PARTITIONS).collect();
         let mut looked_at = self.watch.arrivals().len();
         while !waiting.is_empty() || !self.crew.all_make_progress() {
+            if self.crew.faults.len() >= FAULTS {
+                return false;
+            }
             if Instant::now() > deadline {
                 let members = self.crew.without_progress();
                 let fault = format!(

@@ -111,7 +111,7 @@ impl fmt::Display for Report {
         let several = &self.gaps_of_several;
         writeln!(f, "{:<24}{:>6}   {}", "in quick succession", several.len(), Columns(several))?;
         writeln!(f)?;
-        for (what, times, bound) in self.promises() {
+        for (what, times, bound) in self.promises().into_iter().filter(|(_, times, _)| !times.is_empty()) {
             let kept = times.iter().filter(|time| **time <= bound).count();
             let (median, worst) = (seconds(median(&times)), seconds(worst(&times)));
             let bound = seconds(bound);
