@@ -14,6 +14,8 @@ use tonearm_tests::{
 /// A tenth of what is promised. TensorFlow's and libtorch's float32 differ by 1e-6; frames off by one sample, or a batch
 /// norm with another epsilon, move scores by more than 1e-3.
 const TOLERANCE: f32 = 1e-4;
+/// What bfloat16 may add, where it is on by default.
+const TOLERANCE_BFLOAT16: f32 = 1e-2;
 /// The part of the golden PCM that is shorter than one window.
 const SHORT: std::ops::Range<usize> = 56_000..86_001;
 
@@ -34,10 +36,10 @@ fn labels(model: &str) -> Vec<String> {
     serde_json::from_value(all[model].clone()).expect("a list of labels")
 }
 
-fn predict(model: &str, pcm: &[f32]) -> Prediction {
+fn predict(model: &str, precision: &str, pcm: &[f32]) -> Prediction {
     let file = tempfile::NamedTempFile::with_suffix(".wav").expect("a file");
     fs::write(file.path(), wav_of(pcm, 16_000)).expect("a file");
-    let options = ["--json", "--windows", "--labels", "all", "--precision", "float32", "--model", model];
+    let options = ["--json", "--windows", "--labels", "all", "--precision", precision, "--model", model];
     let mut command = command(["predict"]);
     command.args(options).arg(file.path());
     let answer = answer(command);
@@ -45,11 +47,11 @@ fn predict(model: &str, pcm: &[f32]) -> Prediction {
     serde_json::from_str(&answer.out).expect("a prediction")
 }
 
-fn assert_close(found: &[f32], expected: &[f32], what: &str) {
+fn assert_close(found: &[f32], expected: &[f32], tolerance: f32, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     println!("{what}: within {worst:.1e}");
-    assert!(worst <= TOLERANCE, "{what}: off by {worst}");
+    assert!(worst <= tolerance, "{what}: off by {worst}");
 }
 
 fn scores(prediction: &Prediction) -> Vec<f32> {
@@ -57,23 +59,39 @@ fn scores(prediction: &Prediction) -> Vec<f32> {
 }
 
 fn check(model: &str) {
+    check_in(model, "float32", TOLERANCE);
+    // What bfloat16 needs, as the program says it.
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
+        check_in(model, "bfloat16", TOLERANCE_BFLOAT16);
+        assert_eq!(predict(model, "auto", &[0.0; 50_000]).model.precision, "bfloat16", "the importer found it good");
+    } else {
+        assert_eq!(predict(model, "auto", &[0.0; 50_000]).model.precision, "float32");
+    }
+}
+
+fn check_in(model: &str, precision: &str, tolerance: f32) {
     let pcm = tensor("spectrograms.safetensors", "musicnn.pcm");
-    let prediction = predict(model, &pcm);
+    let prediction = predict(model, precision, &pcm);
     assert_eq!((prediction.model.name.as_str(), prediction.model.version.as_str()), (model, "1.0.0"));
-    assert_eq!(prediction.model.precision, "float32");
-    assert_close(&scores(&prediction), &tensor("scores.safetensors", &format!("{model}.windows")), "each window");
+    assert_eq!(prediction.model.precision, precision);
+    assert_close(
+        &scores(&prediction),
+        &tensor("scores.safetensors", &format!("{model}.windows")),
+        tolerance,
+        "each window",
+    );
 
     // Each label with its mean: a swapped pair of labels shows here.
     let names = labels(model);
     assert_eq!(prediction.labels.len(), names.len());
     let of_label = |name: &String| prediction.labels.iter().find(|found| found.label == *name).map(|found| found.score);
     let means: Vec<f32> = names.iter().map(|name| of_label(name).unwrap_or_else(|| panic!("no {name}"))).collect();
-    assert_close(&means, &tensor("scores.safetensors", &format!("{model}.mean")), "the mean of each label");
+    assert_close(&means, &tensor("scores.safetensors", &format!("{model}.mean")), tolerance, "the mean of each label");
 
-    let short = predict(model, &pcm[SHORT]);
+    let short = predict(model, precision, &pcm[SHORT]);
     assert!(short.audio.padded, "a track shorter than a window is flagged");
     let expected = tensor("scores.safetensors", &format!("{model}.short_track"));
-    assert_close(&scores(&short), &expected, "the track shorter than a window");
+    assert_close(&scores(&short), &expected, tolerance, "the track shorter than a window");
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub fn compare(manifest: &Manifest, float32: &dyn Model, bfloat16: &dyn Model) -
 }
 
 /// Mono PCM at the model's rate: silence, noise, tones, sweeps, beats, and a band of all of them.
-pub fn sounds(manifest: &Manifest) -> Vec<Vec<f32>> {
+fn sounds(manifest: &Manifest) -> Vec<Vec<f32>> {
     let rate = manifest.audio.sample_rate_hz as f32;
     let seconds = manifest.seconds_per_frame() * (manifest.windows.frames as f64 * WINDOWS_OF_A_KIND + 4.0);
     let length = (seconds * f64::from(rate)) as usize;

@@ -1,4 +1,4 @@
-//! Times the forward pass: `forward MODEL_FOLDER [PRECISION] [RUNS]`.
+//! Times the forward pass: `forward MODEL_FOLDER [PRECISION] [RUNS [lines]]`.
 
 use std::{env, fs, path::Path, time::Instant};
 
@@ -13,6 +13,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let runs: usize = arguments.get(2).map_or(Ok(50), |runs| runs.parse())?;
     let model = infer::load(&folder.join(&manifest.file), &manifest, choice)?;
     let window: Vec<f32> = (0..manifest.window_len()).map(|i| (i * 7919 % 1009) as f32 / 336.0).collect();
+    if arguments.get(3).is_some() {
+        // A run for each line on standard input, so that they can be taken in turns with another program's.
+        for line in std::io::stdin().lines() {
+            line?;
+            let start = Instant::now();
+            std::hint::black_box(model.forward(&window)?);
+            println!("{:.4}", start.elapsed().as_secs_f64() * 1e3);
+        }
+        return Ok(());
+    }
     let mut times: Vec<f64> = Vec::new();
     for _ in 0..runs + 5 {
         let start = Instant::now();

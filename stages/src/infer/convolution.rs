@@ -96,9 +96,20 @@ pub struct Work {
     means: Vec<f32>,
     /// What the mean of the image adds to the sums.
     level: Vec<f32>,
+    buffers: [Vec<f32>; 2],
 }
 
 impl Work {
+    /// Two buffers of at least these lengths, cut to them, with whatever was in them.
+    pub fn buffers(&mut self, lengths: [usize; 2]) -> [&mut [f32]; 2] {
+        let mut lengths = lengths.into_iter();
+        self.buffers.each_mut().map(|buffer| {
+            let length = lengths.next().unwrap_or(0);
+            buffer.resize(buffer.len().max(length), 0.0);
+            &mut buffer[..length]
+        })
+    }
+
     pub fn new() -> Self {
         Self { sums: vec![0.0; TILE_LEN], ..Self::default() }
     }
@@ -195,7 +206,7 @@ impl<T: Element> Direct<T> {
 
     /// Reads the image from `values` and writes the result there; `images` has zeros where the padding lies.
     pub fn run(&self, values: &mut [f32], images: &mut [T], work: &mut Work) {
-        let Work { sums, means, level } = work;
+        let Work { sums, means, level, .. } = work;
         let image = &mut images[self.image.offset..][..self.image.length];
         self.simd.vectorised(|| match &self.level {
             Some(_) => self.lay_out_without_mean(values, image, means),
@@ -306,7 +317,7 @@ impl<T: Element> Direct<T> {
         sums: &mut [f32],
     ) {
         let lanes = panel.groups * LANES;
-        let mut offsets = [0; MOST_PIXELS];
+        let (mut offsets, mut offsets_of) = ([0; MOST_PIXELS], None);
         let [rows, columns] = &self.axes;
         let (along, across) = (self.axes[self.along], self.axes[1 - self.along]);
         let block = T::PER_STEP * panel.groups * LANES;
@@ -335,7 +346,8 @@ impl<T: Element> Direct<T> {
             let (x, w) = (image.get(x..).unwrap_or_default(), self.weights.get(w..).unwrap_or_default());
             let base = level.map(|Steady { level, sums, means }| {
                 let inner_across = inner[1 - self.along];
-                if inner_across == 0 || inner[self.along] != 0 {
+                if offsets_of != Some(inner[self.along]) {
+                    offsets_of = Some(inner[self.along]);
                     for (m, offset) in offsets[..count].iter_mut().enumerate() {
                         let place = (first + m) * along.pool_stride + inner[self.along];
                         *offset = level.offset(self.along, place, lanes);
@@ -368,7 +380,7 @@ impl<T: Element> Direct<T> {
 }
 
 /// The most pixels of a tile.
-const MOST_PIXELS: usize = 14;
+pub const MOST_PIXELS: usize = 14;
 /// The sums of one tile fit: the most pixels × the most groups.
 const TILE_LEN: usize = MOST_PIXELS * 3 * LANES;
 

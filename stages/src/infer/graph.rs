@@ -147,6 +147,26 @@ impl Graph {
         Ok(self.nodes.len() - 1)
     }
 
+    /// Without the nodes that the output does not depend on; the input stays.
+    pub fn pruned(self) -> Self {
+        let mut live = vec![false; self.nodes.len()];
+        live[0] = true;
+        live[self.output] = true;
+        for (id, node) in self.nodes.iter().enumerate().rev() {
+            if live[id] {
+                node.inputs.iter().for_each(|&input| live[input] = true);
+            }
+        }
+        let mut places = vec![0; self.nodes.len()];
+        let mut nodes: Vec<Node> = Vec::new();
+        for (id, mut node) in self.nodes.into_iter().enumerate().filter(|&(id, _)| live[id]) {
+            places[id] = nodes.len();
+            node.inputs.iter_mut().for_each(|input| *input = places[*input]);
+            nodes.push(node);
+        }
+        Self { nodes, output: places[self.output] }
+    }
+
     /// How many nodes, or the reader of the output, use each node.
     pub fn uses(&self) -> Vec<usize> {
         let mut uses = vec![0; self.nodes.len()];

@@ -18,8 +18,11 @@ mod passes;
 mod pickle;
 mod plan;
 mod script;
+#[cfg(test)]
+mod tests;
 mod torchscript;
 mod view;
+mod winograd;
 
 use std::{
     fmt, fs, io,

@@ -47,7 +47,7 @@ pub fn optimise(old: &Graph) -> Result<Graph, String> {
         moved.push(place);
     }
     new.output = moved[old.output];
-    Ok(new)
+    Ok(new.pruned())
 }
 
 fn convolve(graph: &mut Graph, mut convolution: Convolution, mut input: NodeId) -> Result<NodeId, String> {

@@ -3,12 +3,13 @@
 use super::{
     Precision,
     convolution::{Direct, Work},
-    element::Bf16,
+    element::{Bf16, Element},
     epilogue::{relu, sigmoid},
-    graph::{Graph, Node, NodeId, Operation, Pointwise, Pool, Reduction, padded},
+    graph::{Convolution, Graph, Node, NodeId, Operation, Pointwise, Pool, Reduction, padded},
     kernels::Simd,
     linear::Linear,
     view::{View, rows},
+    winograd::Winograd,
 };
 
 /// The steps of a model for one window. Nothing in it changes while it runs.
@@ -27,9 +28,31 @@ enum Step {
     Add { from: [View; 2], to: View },
     MaxPool { pool: Pool, from: View, to: View },
     Reduce { reduction: Reduction, axis: usize, from: View, to: View },
-    Float32(Direct<f32>),
-    Bfloat16(Direct<Bf16>),
+    Float32(Layer<f32>),
+    Bfloat16(Layer<Bf16>),
     Linear(Linear),
+}
+
+/// A convolution by the algorithm that is best for it.
+enum Layer<T> {
+    Direct(Direct<T>),
+    Winograd(Winograd<T>),
+}
+
+impl<T: Element> Layer<T> {
+    fn new(convolution: &Convolution, from: &View, to: &View, simd: Simd, images: &mut usize) -> Self {
+        match Winograd::new(convolution, from, to, simd, images) {
+            Some(winograd) => Self::Winograd(winograd),
+            None => Self::Direct(Direct::new(convolution, from, to, simd, images)),
+        }
+    }
+
+    fn run(&self, values: &mut [f32], images: &mut [T], work: &mut Work) {
+        match self {
+            Self::Direct(direct) => direct.run(values, images, work),
+            Self::Winograd(winograd) => winograd.run(values, images, work),
+        }
+    }
 }
 
 /// What a run writes to. One run at a time uses it, and leaves in it nothing that the next one reads.
@@ -51,7 +74,7 @@ impl Plan {
         let mut images = [0; 2];
         let all: usize = graph.nodes.iter().map(|node| multiplications(graph, node)).sum();
         for (id, node) in graph.nodes.iter().enumerate() {
-            let Some(to) = layout.target(graph, id) else { continue };
+            let to = layout.target(graph, id);
             let inputs: Vec<View> = node.inputs.iter().filter_map(|&input| layout.views[input].clone()).collect();
             match (&node.operation, inputs.as_slice()) {
                 (Operation::Input, _) => {}
@@ -74,7 +97,7 @@ impl Plan {
                     for from in parts {
                         let to = to.sliced(*axis, start, from.shape[*axis]);
                         start += from.shape[*axis];
-                        if *from != to {
+                        if !from.same_places(&to) {
                             steps.push(Step::Copy { from: from.clone(), to });
                         }
                     }
@@ -93,10 +116,8 @@ impl Plan {
                     let small = multiplications(graph, node) * WORTH_ROUNDING < all;
                     let precision = if small { Precision::Float32 } else { precision };
                     steps.push(match precision {
-                        Precision::Float32 => Step::Float32(Direct::new(convolution, from, &to, simd, &mut images[0])),
-                        Precision::Bfloat16 => {
-                            Step::Bfloat16(Direct::new(convolution, from, &to, simd, &mut images[1]))
-                        }
+                        Precision::Float32 => Step::Float32(Layer::new(convolution, from, &to, simd, &mut images[0])),
+                        Precision::Bfloat16 => Step::Bfloat16(Layer::new(convolution, from, &to, simd, &mut images[1])),
                     });
                 }
                 (Operation::Linear { weight, bias }, [from]) => {
@@ -140,8 +161,8 @@ impl Plan {
                 Step::Add { from, to } => add(from, to, values),
                 Step::MaxPool { pool, from, to } => max_pool(*pool, from, to, values),
                 Step::Reduce { reduction, axis, from, to } => reduce(*reduction, *axis, from, to, values),
-                Step::Float32(direct) => direct.run(values, float32, work),
-                Step::Bfloat16(direct) => direct.run(values, bfloat16, work),
+                Step::Float32(layer) => layer.run(values, float32, work),
+                Step::Bfloat16(layer) => layer.run(values, bfloat16, work),
                 Step::Linear(linear) => linear.run(values, &mut work.sums),
             }
         }
@@ -170,25 +191,16 @@ struct Layout {
     views: Vec<Option<View>>,
     /// Places that are decided before their steps are made.
     targets: Vec<Option<View>>,
-    live: Vec<bool>,
     len: usize,
 }
 
 impl Layout {
     fn of(graph: &Graph) -> Self {
-        let mut live = vec![false; graph.nodes.len()];
-        live[0] = true;
-        live[graph.output] = true;
-        for (id, node) in graph.nodes.iter().enumerate().rev() {
-            if live[id] {
-                node.inputs.iter().for_each(|&input| live[input] = true);
-            }
-        }
         let none = vec![None; graph.nodes.len()];
-        let mut layout = Self { views: none.clone(), targets: none, live, len: 0 };
+        let mut layout = Self { views: none.clone(), targets: none, len: 0 };
         for (id, node) in graph.nodes.iter().enumerate().rev() {
-            if let (true, Operation::Concatenate(axis)) = (layout.live[id], &node.operation) {
-                let Some(whole) = layout.target(graph, id) else { continue };
+            if let Operation::Concatenate(axis) = &node.operation {
+                let whole = layout.target(graph, id);
                 let mut start = 0;
                 for &input in &node.inputs {
                     let length = graph.shape(input)[*axis];
@@ -218,21 +230,18 @@ impl Layout {
         }
     }
 
-    /// Where a live node's values go.
-    fn target(&mut self, graph: &Graph, node: NodeId) -> Option<View> {
-        if !self.live[node] {
-            return None;
-        }
+    /// Where a node's values go.
+    fn target(&mut self, graph: &Graph, node: NodeId) -> View {
         let Node { operation, shape, .. } = &graph.nodes[node];
         if let Some(view) = &self.targets[node] {
-            return Some(view.clone());
+            return view.clone();
         }
-        Some(match operation {
+        match operation {
             // These lie where their input lies.
             Operation::Permute(_) | Operation::Reshape => View::row_major(0, shape),
             Operation::Input => View::row_major(self.allocate(shape.iter().product()), shape),
             _ => View::channels_last(self.allocate(shape.iter().product()), shape),
-        })
+        }
     }
 
     fn allocate(&mut self, values: usize) -> usize {

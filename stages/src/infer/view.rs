@@ -86,6 +86,19 @@ impl View {
         Some(Self { offset: self.offset, shape: shape.to_vec(), strides })
     }
 
+    /// Whether both are the same values in the same order.
+    pub fn same_places(&self, other: &Self) -> bool {
+        let strides = |view: &Self| -> Vec<usize> {
+            view.strides
+                .iter()
+                .zip(&view.shape)
+                .filter(|&(_, &length)| length != 1)
+                .map(|(&stride, _)| stride)
+                .collect()
+        };
+        self.offset == other.offset && self.shape == other.shape && strides(self) == strides(other)
+    }
+
     pub fn axis(&self, axis: usize) -> (usize, usize) {
         (self.shape[axis], self.strides[axis])
     }
