@@ -207,8 +207,8 @@ fn shape_of(operation: &Operation, inputs: &[&[usize]]) -> Result<Vec<usize>, St
             check(convolution.weight.shape.len() == 4 && convolution.weight.shape[1] == channels)?;
             let size = padded([rows, columns], convolution.padding);
             let mut shape = vec![1, convolution.channels_out()];
-            for axis in 0..2 {
-                let length = places(size[axis], convolution.kernel()[axis], convolution.stride[axis])?;
+            for (axis, length) in size.into_iter().enumerate() {
+                let length = places(length, convolution.kernel()[axis], convolution.stride[axis])?;
                 shape.push(places(length, convolution.pool.window[axis], convolution.pool.stride[axis])?);
             }
             shape

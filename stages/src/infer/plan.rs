@@ -35,15 +35,15 @@ enum Step {
 
 /// A convolution by the algorithm that is best for it.
 enum Layer<T> {
-    Direct(Direct<T>),
-    Winograd(Winograd<T>),
+    Direct(Box<Direct<T>>),
+    Winograd(Box<Winograd<T>>),
 }
 
 impl<T: Element> Layer<T> {
     fn new(convolution: &Convolution, from: &View, to: &View, simd: Simd, images: &mut usize) -> Self {
         match Winograd::new(convolution, from, to, simd, images) {
-            Some(winograd) => Self::Winograd(winograd),
-            None => Self::Direct(Direct::new(convolution, from, to, simd, images)),
+            Some(winograd) => Self::Winograd(Box::new(winograd)),
+            None => Self::Direct(Box::new(Direct::new(convolution, from, to, simd, images))),
         }
     }
 

@@ -3,6 +3,7 @@
 //! Shmuel Winograd's minimal filtering, as in Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015):
 //! patches of 4 × 4 and kernels are transformed, multiplied place by place over all channels, and transformed back into 2 × 2
 //! sums, whose maximum is taken before anything is stored. Patches are rounded to bfloat16 after their transform.
+#![expect(clippy::needless_range_loop, reason = "j is a column of four rows at once")]
 
 use super::{
     convolution::{MOST_PIXELS, Panel, Work, pack, tiles},

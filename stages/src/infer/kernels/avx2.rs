@@ -1,4 +1,5 @@
 //! Tiles with AVX2 and FMA: two registers of 8 make the 16 channels.
+#![expect(clippy::needless_range_loop, reason = "counted loops over constants become registers")]
 
 use std::arch::x86_64::{
     _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_setzero_ps, _mm256_storeu_ps,

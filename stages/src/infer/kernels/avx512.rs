@@ -1,4 +1,5 @@
 //! Tiles with AVX-512: 16 channels to a register, the weights of a step loaded once for all pixels of the tile.
+#![expect(clippy::needless_range_loop, reason = "counted loops over constants become registers")]
 
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_max_ps,

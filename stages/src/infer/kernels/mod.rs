@@ -188,6 +188,7 @@ pub fn bfloat16(simd: Simd, pixels: usize, groups: usize) -> Option<Loop<Bf16>> 
 ///
 /// # Panics
 /// An operand does not reach as far as `walk` says.
+#[expect(clippy::too_many_arguments, reason = "operands and their form; a struct of them would name them twice")]
 pub fn tile<T: Element>(
     simd: Simd,
     [pixels, groups]: [usize; 2],
