@@ -2,7 +2,7 @@
 //! rest, which is rounded.
 //!
 //! In a steady sound every frame is rounded the same way, so errors do not average out over time. Without its mean there is
-//! little left to round. The mean costs little: with every row the same, the rows of a kernel become one, their sum.
+//! little left to round. With every row of the mean the same, the rows of a kernel become one, their sum.
 
 use super::{
     convolution::{Axis, Panel, pack, tiles},
