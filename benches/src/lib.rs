@@ -12,7 +12,7 @@ use tonearm_schemas::manifest::Manifest;
 use tonearm_stages::{
     decode::Decoder,
     features::Features,
-    infer::{self, Model},
+    infer::{self, LoadError, Model, PrecisionChoice},
     resample::Resampler,
     windows::Window,
 };
@@ -35,7 +35,7 @@ pub const RATES_HZ: [(u32, u32); 5] =
     [(44_100, 16_000), (48_000, 16_000), (22_050, 16_000), (96_000, 16_000), (8_000, 16_000)];
 pub const MODELS: [&str; 4] = ["musicnn-mtt", "musicnn-msd", "vgg-mtt", "vgg-msd"];
 pub const DEFAULT_MODEL: &str = "musicnn-mtt";
-/// Precisions that are measured where this version of Tonearm has them.
+/// Precisions that are measured where the machine has them.
 pub const PRECISIONS: [&str; 2] = ["float32", "bfloat16"];
 /// Samples of a piece: about what decoders give the stages behind them.
 pub const PIECE: usize = 16_384;
@@ -107,15 +107,15 @@ pub fn windows(manifest: &Manifest, samples: &[f32]) -> Vec<Window> {
     windows
 }
 
-/// A model of the checkout's repository and its manifest; None where this CPU has no such precision.
+/// A model of the checkout's repository and its manifest; None where this machine does not have the precision.
 pub fn model(name: &str, precision: &str) -> Option<(Box<dyn Model>, Manifest)> {
-    let precision = precision.parse().ok()?;
+    let precision: PrecisionChoice = precision.parse().unwrap_or_else(|e| panic!("{e}"));
     let found = repository::find(&tonearm_tests::root().join("models/repository"), &name.parse().ok()?)
         .unwrap_or_else(|e| panic!("{e}: run `make models`"));
     match infer::load(&found.file(), &found.manifest, precision) {
         Ok(model) => Some((model, found.manifest)),
-        Err(infer::LoadError::NoBfloat16) => None,
-        Err(error) => panic!("{error}"),
+        Err(LoadError::NoBfloat16) => None,
+        Err(e) => panic!("{e}"),
     }
 }
 

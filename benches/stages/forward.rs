@@ -9,7 +9,7 @@ fn benches(criterion: &mut Criterion) {
     for name in MODELS {
         for precision in PRECISIONS {
             let Some((model, manifest)) = model(name, precision) else {
-                eprintln!("forward/{name}/{precision} is left out: there is no such precision");
+                eprintln!("forward/{name}/{precision} is left out: this machine does not have it");
                 continue;
             };
             let windows = windows(&manifest, &samples);

@@ -103,7 +103,7 @@ pub fn forward(asked: &Asked) -> Vec<Contest> {
     for name in [DEFAULT_MODEL, "vgg-mtt"] {
         for precision in PRECISIONS {
             let Some((model, manifest)) = model(name, precision) else {
-                eprintln!("forward {name} {precision} is left out: there is no such precision");
+                eprintln!("forward {name} {precision} is left out: this machine does not have it");
                 continue;
             };
             let windows = windows(&manifest, &samples);
