@@ -94,8 +94,9 @@ fn results_that_cannot_be_written_are_held_within_the_limit_until_they_can() {
     let record = wav(220.0, RECORD_S, 192_000, 8);
     let inputs: Vec<Input> = (0..RECORDS)
         .map(|n| {
-            // Every other record is rejected, and so held with its value.
-            let value = if n % 2 == 0 { record.clone() } else { vec![n as u8; record.len()] };
+            // Every other record of a partition is rejected, and so held with its value.
+            let turn = n / PARTITIONS as usize;
+            let value = if turn.is_multiple_of(2) { record.clone() } else { vec![n as u8; record.len()] };
             Input::new(n as i32 % PARTITIONS, &format!("track-{n}"), value)
         })
         .collect();

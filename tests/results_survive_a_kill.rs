@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tonearm_tests::{
+    PATIENCE,
     audio::wav,
     broker::Topics,
     chance::{self, Chance},
@@ -150,14 +151,14 @@ fn a_process_that_joins_or_leaves_under_load_loses_and_repeats_nothing() {
     let topics = Topics::new(PARTITIONS);
     backlog(&topics, RECORDS);
     let reader = Reader::new(&[&topics.predictions, &topics.rejected]);
-    let first = Run::new(&topics).start();
+    let mut first = Run::new(&topics).start();
     reader.take(20);
     let second = Run::new(&topics).ready();
     let partitions = || second.metrics().value("tonearm_assigned_partitions");
     wait("partitions for the second process", || (partitions() == 2.0).then_some(()));
     first.signal(Signal::SIGTERM);
     reader.take(RECORDS - 20);
-    first.stop();
+    assert!(first.wait_within(PATIENCE).success());
     second.stop();
     assert_exactly_once(&topics, RECORDS);
 }

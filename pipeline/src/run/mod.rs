@@ -352,6 +352,7 @@ impl<'c> Runtime<'c, '_> {
             if let Err(error) = from.add_partition_offset(element.topic(), element.partition(), offset) {
                 tracing::error!("partition {}: {error}", element.partition());
             }
+            tracing::debug!(partition = element.partition(), ?position, "taken up");
             if let Some(shard) = self.shards.get_mut(&element.partition()) {
                 shard.start = Some(position);
             }

@@ -170,6 +170,7 @@ impl Transactions {
     ) -> Result<(), KafkaError> {
         match self.delivery {
             Delivery::ExactlyOnce => {
+                tracing::debug!(?positions, "committing");
                 producer.context().all_delivered()?;
                 let group = group.ok_or(KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownMemberId))?;
                 let list = offsets::to_list(&self.topic, &self.fingerprint, positions)?;
