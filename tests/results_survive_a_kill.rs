@@ -9,7 +9,7 @@ use tonearm_tests::{
     broker::Topics,
     chance::{self, Chance},
     program::{Run, Running},
-    records::{Input, Positions, Reader, committed, publish, read_all},
+    records::{EndsOf, Input, Positions, Reader, committed, publish, read_all},
     verifier::{History, verify},
     wait, wait_within,
 };
@@ -124,6 +124,30 @@ fn two_processes_that_are_killed_in_turn_lose_and_repeat_nothing() {
 #[ignore = "takes minutes: make chaos"]
 fn two_processes_that_are_killed_forty_times_lose_and_repeat_nothing() {
     kill_one_of_two_again_and_again(800, 40);
+}
+
+/// What a killed process left open hides later results from readers until the brokers give it up, unless the next process
+/// voids it.
+#[test]
+fn a_process_voids_what_it_left_open_when_it_was_killed() {
+    let topics = Topics::new(PARTITIONS);
+    backlog(&topics, 40);
+    let instance = chance::name("instance");
+    // The longest there is: the brokers would give the transaction up after twice this time.
+    let run = || Run::new(&topics).set("kafka.instance_id", &instance).set("runtime.commit_interval_ms", 5_000);
+    let ends = |isolation| EndsOf::new(&[&topics.predictions], PARTITIONS, isolation).now(PATIENCE).expect("an answer");
+    let first = run().start();
+    wait("results in a transaction", || ends("read_uncommitted").values().all(|&end| end > 0).then_some(()));
+    first.kill();
+    let written = ends("read_uncommitted");
+    assert!(ends("read_committed").values().all(|&end| end == 0), "the transaction was over before the kill");
+    let second = run().ready();
+    for (partition, end) in ends("read_committed") {
+        assert!(end > written[&partition], "{partition:?}: readers are still held up at {end}");
+    }
+    Reader::new(&[&topics.predictions, &topics.rejected]).take(40);
+    second.stop();
+    assert_exactly_once(&topics, 40);
 }
 
 #[test]

@@ -321,18 +321,18 @@ impl Positions {
 /// By topic and partition.
 pub type Ends = BTreeMap<(String, i32), i64>;
 
-/// Tells how much is written of topics, committed or not.
+/// Tells how much of topics is there for readers of an isolation level.
 pub struct EndsOf {
     consumer: BaseConsumer,
     partitions: Vec<(String, i32)>,
 }
 
 impl EndsOf {
-    pub fn new(topics: &[&str], partitions: i32) -> Self {
+    pub fn new(topics: &[&str], partitions: i32, isolation: &str) -> Self {
         let consumer = ClientConfig::new()
             .set("bootstrap.servers", brokers())
             .set("group.id", "a-stranger")
-            .set("isolation.level", "read_uncommitted")
+            .set("isolation.level", isolation)
             .create()
             .expect("a consumer");
         let of_topic =

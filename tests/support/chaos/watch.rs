@@ -42,7 +42,7 @@ impl Watch {
         let results = [topics.predictions.as_str(), topics.rejected.as_str()];
         let reader = Reader::new(&results);
         let positions = Positions::new(&topics.group, &topics.audio, PARTITIONS);
-        let ends = EndsOf::new(&results, PARTITIONS);
+        let ends = EndsOf::new(&results, PARTITIONS, "read_uncommitted");
         let arrivals = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let (came, stopped) = (Arc::clone(&arrivals), Arc::clone(&stop));
