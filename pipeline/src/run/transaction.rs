@@ -2,7 +2,7 @@
 //! answered by an abort, or by a new producer; only another process in this one's place is the end.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -279,27 +279,29 @@ impl Trouble {
     }
 }
 
-/// Counts deliveries that failed for good.
+/// Notes what could not be delivered.
 #[derive(Default)]
 pub struct Deliveries {
-    failed: AtomicUsize,
+    /// The first failure: it says most, those behind it are its consequences.
+    failure: Mutex<Option<KafkaError>>,
 }
 
 impl Deliveries {
+    fn failure(&self) -> MutexGuard<'_, Option<KafkaError>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn forget_failures(&self) {
-        self.failed.store(0, Ordering::SeqCst);
+        *self.failure() = None;
     }
 
     pub fn note_failure(&self, error: &KafkaError) {
-        self.failed.fetch_add(1, Ordering::SeqCst);
+        self.failure().get_or_insert_with(|| error.clone());
         tracing::debug!("a result was not delivered: {error}");
     }
 
     fn all_delivered(&self) -> Result<(), KafkaError> {
-        match self.failed.load(Ordering::SeqCst) {
-            0 => Ok(()),
-            _ => Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut)),
-        }
+        self.failure().clone().map_or(Ok(()), Err)
     }
 }
 
