@@ -185,8 +185,10 @@ impl<T: Element> Direct<T> {
         let level = (rounded && inputs == 1 && !merged)
             .then(|| Level::new(usize::from(turned), axes, channels, simd, value))
             .flatten();
+        // A tile takes the mean of one row.
+        let one_row = level.as_ref().is_some_and(|level| level.time() == 1);
         Self {
-            along: usize::from(axes[1].out >= axes[0].out),
+            along: usize::from(one_row || axes[1].out >= axes[0].out),
             axes,
             steps,
             run,
