@@ -10,6 +10,7 @@ use super::{
     graph::Convolution,
     kernels::{Base, LANES, Simd, Walk, tile},
     level::Level,
+    panel::{MOST_PIXELS, Panel, TILE_LEN, pack, tiles},
     view::View,
 };
 
@@ -51,15 +52,6 @@ impl Axis {
         let start = self.before.saturating_sub(last).min(self.kernel);
         (start, (self.before + self.length).saturating_sub(first).clamp(start, self.kernel))
     }
-}
-
-/// A group of channels whose weights stay in the first cache.
-#[derive(Clone, Copy, Debug)]
-pub struct Panel {
-    pub channel: usize,
-    pub groups: usize,
-    /// Where they start.
-    pub weights: usize,
 }
 
 /// A convolution made ready for one image size and one kind of number.
@@ -381,11 +373,6 @@ impl<T: Element> Direct<T> {
     }
 }
 
-/// The most pixels of a tile.
-pub const MOST_PIXELS: usize = 14;
-/// The sums of one tile fit: the most pixels × the most groups.
-const TILE_LEN: usize = MOST_PIXELS * 3 * LANES;
-
 /// What the mean of an image adds to the sums of one panel.
 #[derive(Clone, Copy)]
 struct Steady<'a> {
@@ -394,45 +381,9 @@ struct Steady<'a> {
     means: &'a [f32],
 }
 
-/// `all` values in tiles of at most `most`, as equal as can be: `(first, count)`.
-pub fn tiles(all: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
-    let number = all.div_ceil(most);
-    (0..number).map(move |i| {
-        let (first, next) = (i * all / number, (i + 1) * all / number);
-        (first, next - first)
-    })
-}
-
 #[inline(always)]
 pub fn convert<T: Element>(from: &[f32], to: &mut [T]) {
     for (to, &from) in to.iter_mut().zip(from) {
         *to = T::from_f32(from);
     }
-}
-
-/// Weights in the order the tiles read them, `[panel][run][step][channel][part of a step]`; zeros where a run or the channels end.
-pub fn pack<T: Element>(
-    channels: usize,
-    [runs, run]: [usize; 2],
-    simd: Simd,
-    value: impl Fn(usize, usize, usize) -> f32,
-) -> (Vec<Panel>, Vec<T>) {
-    let (mut panels, mut weights) = (Vec::new(), Vec::new());
-    let mut channel = 0;
-    while channel < channels {
-        let groups = simd.panel((channels - channel).div_ceil(LANES));
-        panels.push(Panel { channel, groups, weights: weights.len() });
-        for r in 0..runs {
-            for step in 0..run.div_ceil(T::PER_STEP) {
-                for c in channel..channel + groups * LANES {
-                    for k in (0..T::PER_STEP).map(|part| step * T::PER_STEP + part) {
-                        let inside = c < channels && k < run;
-                        weights.push(T::from_f32(if inside { value(c, r, k) } else { 0.0 }));
-                    }
-                }
-            }
-        }
-        channel += groups * LANES;
-    }
-    (panels, weights)
 }

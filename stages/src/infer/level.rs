@@ -5,8 +5,9 @@
 //! little left to round. With every row of the mean the same, the rows of a kernel become one, their sum.
 
 use super::{
-    convolution::{Axis, Panel, pack, tiles},
+    convolution::Axis,
     kernels::{LANES, Simd, Walk, tile},
+    panel::{Panel, pack, tiles},
 };
 
 /// The convolution of an image of one channel whose rows are all the same.

@@ -1,10 +1,10 @@
 //! A linear layer: one pixel's product, in float32 whatever the rest is computed in, as it costs nothing beside it.
 
 use super::{
-    convolution::{Panel, pack},
     epilogue::Epilogue,
     graph::Pointwise,
     kernels::{LANES, Simd, Walk, tile},
+    panel::{Panel, pack},
     view::View,
 };
 

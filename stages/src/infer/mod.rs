@@ -5,6 +5,7 @@
 //! libtorch.
 
 mod archive;
+mod arguments;
 mod compiled;
 mod convolution;
 mod element;
@@ -14,6 +15,7 @@ mod kernels;
 mod level;
 mod linear;
 mod lower;
+mod panel;
 mod passes;
 mod pickle;
 mod plan;

@@ -7,10 +7,10 @@ use proptest::prelude::*;
 use super::{
     Precision,
     archive::Constant,
-    convolution::MOST_PIXELS,
     element::{Bf16, Element},
     graph::{Convolution, Graph, NodeId, Operation, Padding, Pointwise, Pool, Reduction},
     kernels::{Base, LANES, Simd, Walk, tile},
+    panel::MOST_PIXELS,
     passes,
     plan::Plan,
 };

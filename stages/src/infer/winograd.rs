@@ -6,11 +6,12 @@
 #![expect(clippy::needless_range_loop, reason = "j is a column of four rows at once")]
 
 use super::{
-    convolution::{MOST_PIXELS, Panel, Work, pack, tiles},
+    convolution::Work,
     element::Element,
     epilogue::Epilogue,
     graph::Convolution,
     kernels::{LANES, Simd, Walk, tile},
+    panel::{MOST_PIXELS, Panel, pack, tiles},
     view::View,
 };
 

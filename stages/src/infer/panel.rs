@@ -1,0 +1,56 @@
+//! How channels and pixels are cut into the pieces that one tile multiplies.
+
+use super::{
+    element::Element,
+    kernels::{LANES, Simd},
+};
+
+/// A group of channels whose weights stay in the first cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Panel {
+    pub channel: usize,
+    pub groups: usize,
+    /// Where they start.
+    pub weights: usize,
+}
+
+/// Weights in the order the tiles read them, `[panel][run][step][channel][part of a step]`; zeros where a run or the channels end.
+pub fn pack<T: Element>(
+    channels: usize,
+    [runs, run]: [usize; 2],
+    simd: Simd,
+    value: impl Fn(usize, usize, usize) -> f32,
+) -> (Vec<Panel>, Vec<T>) {
+    let (mut panels, mut weights) = (Vec::new(), Vec::new());
+    let mut channel = 0;
+    while channel < channels {
+        let groups = simd.panel((channels - channel).div_ceil(LANES));
+        panels.push(Panel { channel, groups, weights: weights.len() });
+        for r in 0..runs {
+            for step in 0..run.div_ceil(T::PER_STEP) {
+                for c in channel..channel + groups * LANES {
+                    for k in (0..T::PER_STEP).map(|part| step * T::PER_STEP + part) {
+                        let inside = c < channels && k < run;
+                        weights.push(T::from_f32(if inside { value(c, r, k) } else { 0.0 }));
+                    }
+                }
+            }
+        }
+        channel += groups * LANES;
+    }
+    (panels, weights)
+}
+
+/// `all` values in tiles of at most `most`, as equal as can be: `(first, count)`.
+pub fn tiles(all: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    let number = all.div_ceil(most);
+    (0..number).map(move |i| {
+        let (first, next) = (i * all / number, (i + 1) * all / number);
+        (first, next - first)
+    })
+}
+
+/// The most pixels of a tile.
+pub const MOST_PIXELS: usize = 14;
+/// The sums of one tile fit: the most pixels × the most groups.
+pub const TILE_LEN: usize = MOST_PIXELS * 3 * LANES;
