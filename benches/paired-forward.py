@@ -2,7 +2,7 @@
 """Our forward pass against OpenVINO's, in turns (A B A B …): medians of ms per window, and of their ratio.
 
     cargo build --release --package tonearm-stages --example forward
-    benches/paired-forward.py PYTHON_WITH_OPENVINO [RUNS]
+    benches/paired-forward.py PYTHON_WITH_OPENVINO [RUNS [MODEL…]]
 """
 
 import statistics, subprocess, sys
@@ -20,7 +20,7 @@ def ms(process):
     return float(process.stdout.readline())
 
 
-for model in ["musicnn-mtt", "musicnn-msd", "vgg-mtt", "vgg-msd"]:
+for model in sys.argv[3:] or ["musicnn-mtt", "musicnn-msd", "vgg-mtt", "vgg-msd"]:
     folder = f"models/repository/{model}/1.0.0"
     for precision, hint in [("bfloat16", "bf16"), ("float32", "f32")]:
         ours = start("target/release/examples/forward", folder, precision, "0", "lines")

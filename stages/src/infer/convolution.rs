@@ -8,7 +8,7 @@ use super::{
     element::Element,
     epilogue::Epilogue,
     graph::Convolution,
-    kernels::{Base, LANES, Simd, Walk, tile},
+    kernels::{Base, LANES, Simd, Vectorised, Walk, tile},
     level::Level,
     panel::{MOST_PIXELS, Panel, TILE_LEN, pack, tiles},
     view::View,
@@ -202,10 +202,10 @@ impl<T: Element> Direct<T> {
     pub fn run(&self, values: &mut [f32], images: &mut [T], work: &mut Work) {
         let Work { sums, means, level, .. } = work;
         let image = &mut images[self.image.offset..][..self.image.length];
-        self.simd.vectorised(|| match &self.level {
-            Some(_) => self.lay_out_without_mean(values, image, means),
-            None => self.lay_out(values, image),
-        });
+        match &self.level {
+            Some(_) => self.simd.vectorised(LayOutWithoutMean(self, &*values, &mut *image, &mut *means)),
+            None => self.simd.vectorised(LayOut(self, &*values, &mut *image)),
+        }
         let (means, level) = (means.as_slice(), level);
         for (number, panel) in self.panels.iter().enumerate() {
             if let Some(prepared) = &self.level {
@@ -220,80 +220,8 @@ impl<T: Element> Direct<T> {
                 for (first, count) in tiles(along.out, most) {
                     let sums = &mut sums[..count * lanes];
                     self.maxima(panel, image, level, other, first, count, sums);
-                    self.simd.vectorised(|| {
-                        self.then.apply(sums, lanes, panel.channel);
-                        self.store(sums, panel, other, first, values);
-                    });
+                    self.simd.vectorised(Store(self, sums, panel, [other, first], &mut *values));
                 }
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn lay_out(&self, values: &[f32], image: &mut [T]) {
-        let [rows, columns, channels] = *self.from.shape else { return };
-        let strides = &self.from.strides;
-        for r in 0..rows {
-            let to = (self.image.before[0] + r) * self.image.row + self.image.before[1] * self.image.column;
-            let row = &mut image[to..][..columns * channels];
-            let from = self.from.offset + r * strides[0];
-            if channels == 1 && strides[1] == 1 {
-                convert(&values[from..][..columns], row);
-            } else if channels == 1 {
-                for (to, &from) in row.iter_mut().zip(values[from..].iter().step_by(strides[1])) {
-                    *to = T::from_f32(from);
-                }
-            } else if strides[2] == 1 {
-                for (q, pixel) in row.chunks_exact_mut(channels).enumerate() {
-                    convert(&values[from + q * strides[1]..][..channels], pixel);
-                }
-            } else {
-                for (q, pixel) in row.chunks_exact_mut(channels).enumerate() {
-                    for (to, from) in pixel.iter_mut().zip(values[from + q * strides[1]..].iter().step_by(strides[2])) {
-                        *to = T::from_f32(*from);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Lays out an image of one channel less its mean over time, which goes to `means`.
-    #[inline(always)]
-    fn lay_out_without_mean(&self, values: &[f32], image: &mut [T], means: &mut Vec<f32>) {
-        let Some(level) = &self.level else { return };
-        // Where rows are frames, the mean of every column; else that of every row.
-        let time = level.time();
-        let band = 1 - time;
-        let (frames, bands) = (self.from.shape[time], self.from.shape[band]);
-        let (from_frame, from_band) = (self.from.strides[time], self.from.strides[band]);
-        let (to_frame, to_band) = (self.steps[time], self.steps[band]);
-        let frame = |t: usize| values[self.from.offset + t * from_frame..].iter().step_by(from_band);
-
-        means.clear();
-        means.resize(self.axes[band].padded(), 0.0);
-        let means = &mut means[self.image.before[band]..][..bands];
-        for t in 0..frames {
-            let at = self.from.offset + t * from_frame;
-            if from_band == 1 {
-                means.iter_mut().zip(&values[at..at + bands]).for_each(|(mean, value)| *mean += value);
-            } else {
-                means.iter_mut().zip(frame(t)).for_each(|(mean, value)| *mean += value);
-            }
-        }
-        means.iter_mut().for_each(|mean| *mean /= frames as f32);
-        let first = self.image.before[0] * self.steps[0] + self.image.before[1] * self.steps[1];
-        for t in 0..frames {
-            let (at, to) = (self.from.offset + t * from_frame, first + t * to_frame);
-            if from_band == 1 && to_band == 1 {
-                let values = values[at..at + bands].iter().zip(&*means);
-                image[to..to + bands].iter_mut().zip(values).for_each(|(to, (v, mean))| *to = T::from_f32(v - mean));
-            } else if from_band == 1 {
-                let image = image[to..].iter_mut().step_by(to_band);
-                let values = values[at..at + bands].iter().zip(&*means);
-                image.zip(values).for_each(|(to, (v, mean))| *to = T::from_f32(v - mean));
-            } else {
-                let image = image[to..].iter_mut().step_by(to_band);
-                image.zip(frame(t).zip(&*means)).for_each(|(to, (v, mean))| *to = T::from_f32(v - mean));
             }
         }
     }
@@ -353,15 +281,102 @@ impl<T: Element> Direct<T> {
             tile(self.simd, [count, panel.groups], x, w, walk, base, sums, inner != [0, 0]);
         }
     }
+}
 
+/// Reads the image into its place.
+struct LayOut<'a, T>(&'a Direct<T>, &'a [f32], &'a mut [T]);
+
+impl<T: Element> Vectorised for LayOut<'_, T> {
     #[inline(always)]
-    fn store(&self, sums: &[f32], panel: &Panel, other: usize, first: usize, values: &mut [f32]) {
+    fn run(self) {
+        let Self(layer, values, image) = self;
+        let [rows, columns, channels] = *layer.from.shape else { return };
+        let strides = &layer.from.strides;
+        for r in 0..rows {
+            let to = (layer.image.before[0] + r) * layer.image.row + layer.image.before[1] * layer.image.column;
+            let row = &mut image[to..][..columns * channels];
+            let from = layer.from.offset + r * strides[0];
+            if channels == 1 && strides[1] == 1 {
+                convert(&values[from..][..columns], row);
+            } else if channels == 1 {
+                for (to, &from) in row.iter_mut().zip(values[from..].iter().step_by(strides[1])) {
+                    *to = T::from_f32(from);
+                }
+            } else if strides[2] == 1 {
+                for (q, pixel) in row.chunks_exact_mut(channels).enumerate() {
+                    convert(&values[from + q * strides[1]..][..channels], pixel);
+                }
+            } else {
+                for (q, pixel) in row.chunks_exact_mut(channels).enumerate() {
+                    for (to, from) in pixel.iter_mut().zip(values[from + q * strides[1]..].iter().step_by(strides[2])) {
+                        *to = T::from_f32(*from);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Lays out an image of one channel less its mean over time, which goes to `means`.
+struct LayOutWithoutMean<'a, T>(&'a Direct<T>, &'a [f32], &'a mut [T], &'a mut Vec<f32>);
+
+impl<T: Element> Vectorised for LayOutWithoutMean<'_, T> {
+    #[inline(always)]
+    fn run(self) {
+        let Self(layer, values, image, means) = self;
+        let Some(level) = &layer.level else { return };
+        // Where rows are frames, the mean of every column; else that of every row.
+        let time = level.time();
+        let band = 1 - time;
+        let (frames, bands) = (layer.from.shape[time], layer.from.shape[band]);
+        let (from_frame, from_band) = (layer.from.strides[time], layer.from.strides[band]);
+        let (to_frame, to_band) = (layer.steps[time], layer.steps[band]);
+        let frame = |t: usize| values[layer.from.offset + t * from_frame..].iter().step_by(from_band);
+
+        means.clear();
+        means.resize(layer.axes[band].padded(), 0.0);
+        let means = &mut means[layer.image.before[band]..][..bands];
+        for t in 0..frames {
+            let at = layer.from.offset + t * from_frame;
+            if from_band == 1 {
+                means.iter_mut().zip(&values[at..at + bands]).for_each(|(mean, value)| *mean += value);
+            } else {
+                means.iter_mut().zip(frame(t)).for_each(|(mean, value)| *mean += value);
+            }
+        }
+        means.iter_mut().for_each(|mean| *mean /= frames as f32);
+        let first = layer.image.before[0] * layer.steps[0] + layer.image.before[1] * layer.steps[1];
+        for t in 0..frames {
+            let (at, to) = (layer.from.offset + t * from_frame, first + t * to_frame);
+            if from_band == 1 && to_band == 1 {
+                let values = values[at..at + bands].iter().zip(&*means);
+                image[to..to + bands].iter_mut().zip(values).for_each(|(to, (v, mean))| *to = T::from_f32(v - mean));
+            } else if from_band == 1 {
+                let image = image[to..].iter_mut().step_by(to_band);
+                let values = values[at..at + bands].iter().zip(&*means);
+                image.zip(values).for_each(|(to, (v, mean))| *to = T::from_f32(v - mean));
+            } else {
+                let image = image[to..].iter_mut().step_by(to_band);
+                image.zip(frame(t).zip(&*means)).for_each(|(to, (v, mean))| *to = T::from_f32(v - mean));
+            }
+        }
+    }
+}
+
+/// Applies what follows to the sums of a tile, and writes them.
+struct Store<'a, T>(&'a Direct<T>, &'a mut [f32], &'a Panel, [usize; 2], &'a mut [f32]);
+
+impl<T: Element> Vectorised for Store<'_, T> {
+    #[inline(always)]
+    fn run(self) {
+        let Self(layer, sums, panel, [other, first], values) = self;
         let lanes = panel.groups * LANES;
-        let channels = lanes.min(self.channels - panel.channel);
-        let (value_stride, other_stride) = (self.to_steps[self.along], self.to_steps[1 - self.along]);
-        let stride = self.to.strides[2];
+        layer.then.apply(sums, lanes, panel.channel);
+        let channels = lanes.min(layer.channels - panel.channel);
+        let (value_stride, other_stride) = (layer.to_steps[layer.along], layer.to_steps[1 - layer.along]);
+        let stride = layer.to.strides[2];
         for (m, pixel) in sums.chunks_exact(lanes).enumerate() {
-            let at = self.to.offset + (first + m) * value_stride + other * other_stride + panel.channel * stride;
+            let at = layer.to.offset + (first + m) * value_stride + other * other_stride + panel.channel * stride;
             if stride == 1 {
                 values[at..at + channels].copy_from_slice(&pixel[..channels]);
             } else {

@@ -3,14 +3,14 @@
 //! Shmuel Winograd's minimal filtering, as in Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015):
 //! patches of 4 × 4 and kernels are transformed, multiplied place by place over all channels, and transformed back into 2 × 2
 //! sums, whose maximum is taken before anything is stored. Patches are rounded to bfloat16 after their transform.
-#![expect(clippy::needless_range_loop, reason = "j is a column of four rows at once")]
+#![expect(clippy::needless_range_loop, reason = "counted loops over constants become registers")]
 
 use super::{
-    convolution::Work,
+    convolution::{Work, convert},
     element::Element,
     epilogue::Epilogue,
     graph::Convolution,
-    kernels::{LANES, Simd, Walk, tile},
+    kernels::{LANES, Simd, Vectorised, Walk, tile},
     panel::{MOST_PIXELS, Panel, pack, tiles},
     view::View,
 };
@@ -21,6 +21,12 @@ const PLACES: usize = 16;
 const PATCHES: usize = 4 * MOST_PIXELS;
 
 type Lanes = [f32; LANES];
+
+/// Elements from one place to the next, with a cache line between them: at a multiple of 4 KiB all places would share the same
+/// few sets of the first cache.
+fn step<T>(patches: usize, inputs: usize) -> usize {
+    patches * inputs + 64 / size_of::<T>()
+}
 
 pub struct Winograd<T> {
     /// `[rows × columns × channels]`, channels side by side.
@@ -79,7 +85,7 @@ impl<T: Element> Winograd<T> {
             offset: *images,
         };
         let per_block = winograd.rows_in_block() * winograd.patches[0] * winograd.columns();
-        *images += PLACES * per_block * inputs;
+        *images += PLACES * step::<T>(per_block, inputs);
         Some(winograd)
     }
 
@@ -103,12 +109,9 @@ impl<T: Element> Winograd<T> {
         for first_row in (0..rows).step_by(in_block) {
             let first_patch_row = first_row * self.patches[0];
             let patches = in_block.min(rows - first_row) * self.patches[0] * columns;
-            let image = &mut images[self.offset..][..PLACES * patches * inputs];
-            self.simd.vectorised(|| {
-                for patch in 0..patches {
-                    self.transform(values, image, [first_patch_row + patch / columns, patch % columns], patch, patches);
-                }
-            });
+            let step = step::<T>(patches, inputs);
+            let image = &mut images[self.offset..][..PLACES * step];
+            self.simd.vectorised(Transform(self, &*values, &mut *image, first_patch_row, patches));
             let out_rows = (in_block * self.values).min(self.to.shape[0] - first_row * self.values);
             for panel in &self.panels {
                 let lanes = panel.groups * LANES;
@@ -118,121 +121,134 @@ impl<T: Element> Winograd<T> {
                 for (first, count) in tiles(patches, most) {
                     let walk = Walk { pixel: inputs, run: 0, runs: 1, steps: inputs / T::PER_STEP, w_run: 0 };
                     for (place, products) in products.chunks_exact_mut(count * lanes).take(PLACES).enumerate() {
-                        let x = &image[(place * patches + first) * inputs..];
+                        let x = &image[place * step + first * inputs..];
                         let w = &self.weights[place][panel.weights..];
                         tile(self.simd, [count, panel.groups], x, w, walk, None, products, false);
                     }
-                    self.simd.vectorised(|| {
-                        for patch in 0..count {
-                            let place = [(first + patch) / columns, (first + patch) % columns];
-                            self.gather(
-                                &products[patch * lanes..],
-                                count * lanes,
-                                place,
-                                [out_rows, out_columns],
-                                lanes,
-                                sums,
-                            );
-                        }
-                    });
+                    let size = [out_rows, out_columns];
+                    self.simd.vectorised(Gather(self, &*products, [first, count], size, lanes, &mut *sums));
                 }
-                self.simd.vectorised(|| {
-                    self.then.apply(sums, lanes, panel.channel);
-                    self.store(sums, panel, first_row * self.values, values);
-                });
+                self.simd.vectorised(Store(self, sums, panel, first_row * self.values, &mut *values));
             }
         }
     }
+}
 
-    /// Transforms the patch at `place` of the image into place `patch` of `patches`.
+/// Transforms `patches` patches, those of whole rows from `first_row` on, into `[place][patch][input]`.
+struct Transform<'a, T>(&'a Winograd<T>, &'a [f32], &'a mut [T], usize, usize);
+
+impl<T: Element> Vectorised for Transform<'_, T> {
     #[inline(always)]
-    fn transform(&self, values: &[f32], image: &mut [T], place: [usize; 2], patch: usize, patches: usize) {
-        let [rows, columns, inputs] = [self.from.shape[0], self.from.shape[1], self.from.shape[2]];
-        let corner = |axis: usize| (2 * place[axis]).wrapping_sub(self.before[axis]);
-        for input in (0..inputs).step_by(LANES) {
-            let mut patch_values = [[[0.0; LANES]; 4]; 4];
-            for (i, row) in patch_values.iter_mut().enumerate() {
-                for (j, value) in row.iter_mut().enumerate() {
-                    let (r, c) = (corner(0).wrapping_add(i), corner(1).wrapping_add(j));
-                    // Beyond the image there are zeros.
+    fn run(self) {
+        let Self(layer, values, image, first_row, patches) = self;
+        let [rows, columns, inputs] = *layer.from.shape else { return };
+        let [row, column] = [layer.from.strides[0], layer.from.strides[1]];
+        let (in_row, step) = (layer.columns(), step::<T>(patches, inputs));
+        for patch in 0..patches {
+            let place = [first_row + patch / in_row, patch % in_row];
+            let top = (2 * place[0]).wrapping_sub(layer.before[0]);
+            let left = (2 * place[1]).wrapping_sub(layer.before[1]);
+            // Where its 16 pixels start; beyond the image there are zeros.
+            let mut pixels = [[usize::MAX; 4]; 4];
+            for i in 0..4 {
+                for j in 0..4 {
+                    let (r, c) = (top.wrapping_add(i), left.wrapping_add(j));
                     if r < rows && c < columns {
-                        let at = self.from.offset + r * self.from.strides[0] + c * self.from.strides[1] + input;
-                        value.copy_from_slice(&values[at..at + LANES]);
+                        pixels[i][j] = layer.from.offset + r * row + c * column;
                     }
                 }
             }
-            let row = |i: usize| {
-                let [a, b, c, d] = &patch_values[i];
-                transformed([a, b, c, d])
-            };
-            let rows = [row(0), row(1), row(2), row(3)];
-            for j in 0..4 {
-                let column = transformed([&rows[0][j], &rows[1][j], &rows[2][j], &rows[3][j]]);
-                for (i, value) in column.iter().enumerate() {
-                    let at = ((i * 4 + j) * patches + patch) * inputs + input;
-                    for (to, &value) in image[at..at + LANES].iter_mut().zip(value) {
-                        *to = T::from_f32(value);
+            for input in (0..inputs).step_by(LANES) {
+                let mut d = [[[0.0; LANES]; 4]; 4];
+                for i in 0..4 {
+                    let [p, q, r, s] = pixels[i].map(|pixel| pixel.saturating_add(input));
+                    d[i] = transformed(lanes(values, p), lanes(values, q), lanes(values, r), lanes(values, s));
+                }
+                for j in 0..4 {
+                    let column = transformed(&d[0][j], &d[1][j], &d[2][j], &d[3][j]);
+                    for i in 0..4 {
+                        convert(&column[i], &mut image[(i * 4 + j) * step + patch * inputs + input..][..LANES]);
                     }
                 }
             }
         }
     }
+}
 
-    /// Transforms the products of one patch back, and takes them into the maxima of its value, or stores its 2 × 2 values.
+/// Transforms the products of `count` patches from `first` on back, `[place][patch][channel]`, and takes them into the maxima
+/// of their values, or stores the 2 × 2 values of each.
+struct Gather<'a, T>(&'a Winograd<T>, &'a [f32], [usize; 2], [usize; 2], usize, &'a mut [f32]);
+
+impl<T: Element> Vectorised for Gather<'_, T> {
     #[inline(always)]
-    fn gather(
-        &self,
-        products: &[f32],
-        step: usize,
-        [row, column]: [usize; 2],
-        [rows, columns]: [usize; 2],
-        lanes: usize,
-        sums: &mut [f32],
-    ) {
-        for group in (0..lanes).step_by(LANES) {
-            let product = |place: usize| -> Lanes {
-                let mut lanes = [0.0; LANES];
-                lanes.copy_from_slice(&products[place * step + group..][..LANES]);
-                lanes
-            };
-            let half = |i: usize| {
-                let [a, b, c, d] = [product(4 * i), product(4 * i + 1), product(4 * i + 2), product(4 * i + 3)];
-                gathered([&a, &b, &c, &d])
-            };
-            let halves = [half(0), half(1), half(2), half(3)];
-            for j in 0..2 {
-                let pair = gathered([&halves[0][j], &halves[1][j], &halves[2][j], &halves[3][j]]);
-                for (i, value) in pair.iter().enumerate() {
-                    let (r, c) = if self.values == 2 {
-                        (2 * row + i, 2 * column + j)
-                    } else {
-                        (row / self.patches[0], column / self.patches[1])
-                    };
-                    if r < rows && c < columns {
-                        let at = (r * columns + c) * lanes + group;
-                        for (sum, &value) in sums[at..at + LANES].iter_mut().zip(value) {
-                            *sum = if value > *sum { value } else { *sum };
+    fn run(self) {
+        let Self(layer, products, [first, count], [rows, columns], lanes, sums) = self;
+        let in_row = layer.columns();
+        for patch in 0..count {
+            let [row, column] = [(first + patch) / in_row, (first + patch) % in_row];
+            for group in (0..lanes).step_by(LANES) {
+                let mut half = [[[0.0; LANES]; 2]; 4];
+                for i in 0..4 {
+                    let mut m = [[0.0; LANES]; 4];
+                    for j in 0..4 {
+                        let at = ((4 * i + j) * count + patch) * lanes + group;
+                        m[j].copy_from_slice(&products[at..at + LANES]);
+                    }
+                    half[i] = gathered(&m[0], &m[1], &m[2], &m[3]);
+                }
+                let [a, c] = gathered(&half[0][0], &half[1][0], &half[2][0], &half[3][0]);
+                let [b, d] = gathered(&half[0][1], &half[1][1], &half[2][1], &half[3][1]);
+                if layer.values == 1 {
+                    let at = (row / layer.patches[0] * columns + column / layer.patches[1]) * lanes + group;
+                    let sums = &mut sums[at..at + LANES];
+                    for k in 0..LANES {
+                        sums[k] = larger(sums[k], larger(larger(a[k], b[k]), larger(c[k], d[k])));
+                    }
+                } else {
+                    for (i, j, value) in [(0, 0, &a), (0, 1, &b), (1, 0, &c), (1, 1, &d)] {
+                        let (r, c) = (2 * row + i, 2 * column + j);
+                        if r < rows && c < columns {
+                            let at = (r * columns + c) * lanes + group;
+                            sums[at..at + LANES].copy_from_slice(value);
                         }
                     }
                 }
             }
         }
     }
+}
 
+/// Applies what follows to the sums of whole rows, and writes them.
+struct Store<'a, T>(&'a Winograd<T>, &'a mut [f32], &'a Panel, usize, &'a mut [f32]);
+
+impl<T: Element> Vectorised for Store<'_, T> {
     #[inline(always)]
-    fn store(&self, sums: &[f32], panel: &Panel, first_row: usize, values: &mut [f32]) {
+    fn run(self) {
+        let Self(layer, sums, panel, first_row, values) = self;
         let lanes = panel.groups * LANES;
-        let channels = lanes.min(self.channels - panel.channel);
-        let columns = self.to.shape[1];
-        let stride = self.to.strides[2];
+        layer.then.apply(sums, lanes, panel.channel);
+        let channels = lanes.min(layer.channels - panel.channel);
+        let columns = layer.to.shape[1];
+        let stride = layer.to.strides[2];
         for (pixel, sums) in sums.chunks_exact(lanes).enumerate() {
             let (row, column) = (first_row + pixel / columns, pixel % columns);
-            let at = self.to.offset + row * self.to.strides[0] + column * self.to.strides[1] + panel.channel * stride;
-            for (c, &sum) in sums[..channels].iter().enumerate() {
-                values[at + c * stride] = sum;
+            let at =
+                layer.to.offset + row * layer.to.strides[0] + column * layer.to.strides[1] + panel.channel * stride;
+            if stride == 1 {
+                values[at..at + channels].copy_from_slice(&sums[..channels]);
+            } else {
+                for (c, &sum) in sums[..channels].iter().enumerate() {
+                    values[at + c * stride] = sum;
+                }
             }
         }
     }
+}
+
+/// The values from `at` on, or zeros where that is beyond them.
+#[inline(always)]
+fn lanes(values: &[f32], at: usize) -> &Lanes {
+    values.get(at..).and_then(|values| values.first_chunk()).unwrap_or(&[0.0; LANES])
 }
 
 #[inline(always)]
@@ -253,15 +269,20 @@ fn difference(a: &Lanes, b: &Lanes) -> Lanes {
     difference
 }
 
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
 /// `Bᵀ d`: one axis of a patch.
 #[inline(always)]
-fn transformed([a, b, c, d]: [&Lanes; 4]) -> [Lanes; 4] {
+fn transformed(a: &Lanes, b: &Lanes, c: &Lanes, d: &Lanes) -> [Lanes; 4] {
     [difference(a, c), sum(b, c), difference(c, b), difference(b, d)]
 }
 
 /// `Aᵀ m`: one axis of the products.
 #[inline(always)]
-fn gathered([a, b, c, d]: [&Lanes; 4]) -> [Lanes; 2] {
+fn gathered(a: &Lanes, b: &Lanes, c: &Lanes, d: &Lanes) -> [Lanes; 2] {
     [sum(&sum(a, b), c), difference(&difference(b, c), d)]
 }
 

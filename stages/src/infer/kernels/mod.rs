@@ -103,15 +103,15 @@ impl Simd {
         }
     }
 
-    /// Runs `work`, compiled for these instructions where it is inlined.
-    pub fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
+    /// Runs `work`, compiled for these instructions.
+    pub fn vectorised(self, work: impl Vectorised) {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-        fn avx512<R>(work: impl FnOnce() -> R) -> R {
-            work()
+        fn avx512(work: impl Vectorised) {
+            work.run();
         }
         #[target_feature(enable = "avx2,fma")]
-        fn avx2<R>(work: impl FnOnce() -> R) -> R {
-            work()
+        fn avx2(work: impl Vectorised) {
+            work.run();
         }
         let rest = is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
@@ -121,9 +121,15 @@ impl Simd {
             Set::Avx512Bf16 | Set::Avx512 if rest => unsafe { avx512(work) },
             // SAFETY: this is made on CPUs with AVX2 and FMA.
             Set::Avx2 => unsafe { avx2(work) },
-            _ => work(),
+            _ => work.run(),
         }
     }
+}
+
+/// Loops that the compiler turns into the instructions of a [`Simd`]. `run` and all that it calls must be `#[inline(always)]`: what
+/// is compiled by itself, as a closure is, is compiled for any CPU.
+pub trait Vectorised {
+    fn run(self);
 }
 
 /// One form of the inner loop.
