@@ -5,6 +5,7 @@
 //! for brokers, so membership in the group does not depend on how long records or commits take.
 
 mod blocks;
+mod committer;
 mod encoded;
 mod group;
 mod ledger;
@@ -220,6 +221,7 @@ impl<'c> Runtime<'c, '_> {
             self.take_changes()?;
             self.take_messages()?;
             self.take_results();
+            self.outbox.watch()?;
             self.send();
             self.commit_if_due();
             self.finish_drains();

@@ -5,18 +5,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::Receiver;
 use rdkafka::{
     Message,
     consumer::ConsumerGroupMetadata,
-    error::RDKafkaErrorCode,
+    error::{KafkaError, RDKafkaErrorCode},
     message::{BorrowedMessage, OwnedHeaders},
     producer::{BaseRecord, Producer},
 };
 
 use super::{
+    committer::Committer,
     offsets::Positions,
-    transaction::{Closed, Closing, Job, ResultProducer, Transactions, TransactionsError},
+    transaction::{Closed, Closing, Job, Renewal, ResultProducer, Transactions, TransactionsError},
 };
 use crate::{
     config::{Config, Delivery},
@@ -66,8 +67,7 @@ pub struct Outbox {
     /// Aborts since the last commit, and when the last one was.
     aborts: u32,
     aborted: Instant,
-    jobs: Sender<Job>,
-    closed: Receiver<Result<Closed, TransactionsError>>,
+    committer: Committer,
 }
 
 enum State {
@@ -80,8 +80,17 @@ enum State {
     },
     /// A commit or abort is under way.
     Closing {
+        begun: Instant,
         since: Instant,
+        /// Of a commit.
+        positions: Option<Positions>,
     },
+}
+
+impl State {
+    fn closing(begun: Instant) -> Self {
+        Self::Closing { begun, since: begun, positions: None }
+    }
 }
 
 impl Outbox {
@@ -91,21 +100,9 @@ impl Outbox {
     /// No broker answers, or the configuration is refused.
     pub fn open(config: &Config, fingerprint: &str) -> Result<Self, TransactionsError> {
         let transactions = Transactions::new(config, fingerprint);
-        let producer = transactions.first_producer()?;
-        let (jobs, todo) = bounded(1);
-        let (done, closed) = bounded(1);
-        std::thread::Builder::new()
-            .name("commit".to_owned())
-            .spawn(move || {
-                for job in todo {
-                    if done.send(transactions.close(job)).is_err() {
-                        return;
-                    }
-                }
-            })
-            .map_err(TransactionsError::Thread)?;
-        let (delivery, state) = (config.runtime.delivery, State::Idle(producer));
-        Ok(Self { delivery, state, aborts: 0, aborted: Instant::now(), jobs, closed })
+        let state = State::Idle(transactions.first_producer()?);
+        let committer = Committer::start(Arc::new(transactions))?;
+        Ok(Self { delivery: config.runtime.delivery, state, aborts: 0, aborted: Instant::now(), committer })
     }
 
     /// The number of partitions of `topic`.
@@ -137,29 +134,27 @@ impl Outbox {
         if self.is_idle() && self.aborted.elapsed() < self.patience() {
             return false;
         }
-        let (state, begun) = match std::mem::replace(&mut self.state, State::Closing { since: Instant::now() }) {
+        match std::mem::replace(&mut self.state, State::closing(Instant::now())) {
             State::Idle(producer) => {
                 let begin = || match self.delivery {
                     Delivery::ExactlyOnce => producer.begin_transaction(),
                     Delivery::AtLeastOnce => Ok(()),
                 };
-                match begin() {
-                    Ok(()) => {
-                        producer.context().forget_failures();
-                        (State::Open { producer, since: Instant::now(), bytes: 0 }, true)
-                    }
-                    Err(error) => {
-                        let begun = Instant::now();
-                        self.hand_over(producer, begun, Closing::Renew { error });
-                        return false;
-                    }
+                if let Err(error) = begin() {
+                    let renewal = Renewal { old: Some(producer), error, attempted: None };
+                    self.committer.take(Job { begun: Instant::now(), how: Closing::Renew(renewal) });
+                    return false;
                 }
+                producer.context().forget_failures();
+                self.state = State::Open { producer, since: Instant::now(), bytes: 0 };
+                true
             }
-            open @ State::Open { .. } => (open, true),
-            closing @ State::Closing { .. } => (closing, false),
-        };
-        self.state = state;
-        begun
+            state => {
+                let open = matches!(state, State::Open { .. });
+                self.state = state;
+                open
+            }
+        }
     }
 
     /// Sends one record. False where it cannot be taken now: the producer's queue is full, or a commit is under way.
@@ -186,29 +181,42 @@ impl Outbox {
     /// Starts committing what was sent, together with the positions in the input. `group` is fresh: the broker refuses
     /// positions of a process that is no longer a member.
     pub fn commit(&mut self, positions: Positions, group: Option<ConsumerGroupMetadata>) {
-        self.close(Closing::Commit { positions, group });
+        let kept = Some(positions.clone());
+        self.close(kept, |producer| Closing::Commit { producer, positions, group });
     }
 
     /// Starts voiding what was sent since the last commit.
     pub fn abort(&mut self, reason: &str) {
-        self.close(Closing::Abort { reason: reason.to_owned() });
+        self.close(None, |producer| Closing::Abort { producer, reason: reason.to_owned() });
     }
 
-    fn close(&mut self, how: Closing) {
-        match std::mem::replace(&mut self.state, State::Closing { since: Instant::now() }) {
-            State::Open { producer, since, .. } => self.hand_over(producer, since, how),
+    fn close(&mut self, positions: Option<Positions>, how: impl FnOnce(ResultProducer) -> Closing) {
+        match std::mem::replace(&mut self.state, State::closing(Instant::now())) {
+            State::Open { producer, since, .. } => {
+                self.state = State::Closing { begun: since, since: Instant::now(), positions };
+                self.committer.take(Job { begun: since, how: how(producer) });
+            }
             other => self.state = other,
         }
     }
 
-    fn hand_over(&self, producer: ResultProducer, begun: Instant, how: Closing) {
-        // The thread takes one job at a time, has none now, and ends after this value.
-        let _ = self.jobs.send(Job { producer, begun, how });
-    }
-
     /// Answers of commits and aborts; each is to be given to [`closed`](Self::closed).
     pub fn answers(&self) -> &Receiver<Result<Closed, TransactionsError>> {
-        &self.closed
+        self.committer.answers()
+    }
+
+    /// Goes on with a new producer where a commit or abort hangs.
+    ///
+    /// # Errors
+    /// There are no more threads.
+    pub fn watch(&mut self) -> Result<(), TransactionsError> {
+        let State::Closing { begun, positions, .. } = &self.state else { return Ok(()) };
+        if self.committer.replaced()? {
+            let error = KafkaError::Global(RDKafkaErrorCode::OperationTimedOut);
+            let renewal = Renewal { old: None, error, attempted: positions.clone() };
+            self.committer.take(Job { begun: *begun, how: Closing::Renew(renewal) });
+        }
+        Ok(())
     }
 
     /// One abort is no reason to wait: most come from a rebalance that is over.
@@ -224,7 +232,7 @@ impl Outbox {
         self.aborts = if aborted { self.aborts.saturating_add(1) } else { 0 };
         self.aborted = Instant::now();
         match std::mem::replace(&mut self.state, State::Idle(producer)) {
-            State::Closing { since } => since.elapsed(),
+            State::Closing { since, .. } => since.elapsed(),
             State::Idle(_) | State::Open { .. } => Duration::ZERO,
         }
     }

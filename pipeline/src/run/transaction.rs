@@ -10,12 +10,15 @@ use rdkafka::{
     ClientConfig, ClientContext,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, ConsumerGroupMetadata, DefaultConsumerContext},
-    error::{KafkaError, RDKafkaErrorCode},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::DeliveryResult,
     producer::{Producer, ProducerContext, ThreadedProducer},
 };
 
-use super::offsets::{self, Positions};
+use super::{
+    committer::Call,
+    offsets::{self, Positions},
+};
 use crate::{
     config::{Config, Delivery, Kafka},
     kafka::{self, ClientError},
@@ -36,24 +39,24 @@ pub type ResultProducer = ThreadedProducer<Deliveries>;
 
 /// A transaction or batch to be closed.
 pub struct Job {
-    pub producer: ResultProducer,
     /// When it was begun.
     pub begun: Instant,
     pub how: Closing,
 }
 
 pub enum Closing {
-    Commit {
-        positions: Positions,
-        group: Option<ConsumerGroupMetadata>,
-    },
-    Abort {
-        reason: String,
-    },
-    /// The producer failed when nothing was open.
-    Renew {
-        error: KafkaError,
-    },
+    Commit { producer: ResultProducer, positions: Positions, group: Option<ConsumerGroupMetadata> },
+    Abort { producer: ResultProducer, reason: String },
+    Renew(Renewal),
+}
+
+/// A new producer is to take the place of one that cannot go on.
+pub struct Renewal {
+    /// None where a call with it hangs.
+    pub old: Option<ResultProducer>,
+    pub error: KafkaError,
+    /// Of a commit that was under way.
+    pub attempted: Option<Positions>,
 }
 
 /// A transaction or batch that has ended, and the producer for the next.
@@ -81,6 +84,9 @@ pub enum TransactionsError {
     Fatal(KafkaError),
     #[error("the thread that commits cannot be started: {0}")]
     Thread(std::io::Error),
+    /// Never seen by users: the thread that was given up ends with it.
+    #[error("a call hung and was given up")]
+    GivenUp,
     #[error(transparent)]
     Client(#[from] ClientError),
 }
@@ -141,23 +147,24 @@ impl Transactions {
     }
 
     /// Ends a transaction or batch, however long it takes.
-    pub fn close(&self, job: Job) -> Result<Closed, TransactionsError> {
-        let Job { producer, begun, how } = job;
-        let (attempted, reason) = match how {
-            Closing::Commit { positions, group } => match self.commit(&producer, &positions, group) {
+    pub fn close(&self, job: Job, call: &Call) -> Result<Closed, TransactionsError> {
+        let Job { begun, how } = job;
+        let (producer, attempted, reason) = match how {
+            Closing::Commit { producer, positions, group } => match self.commit(&producer, &positions, group, call)? {
                 Ok(()) => return Ok(Closed { producer, end: End::Committed(positions) }),
                 Err(error) if matches!(Trouble::of(&error), Trouble::Fatal) => {
-                    return self.renew(producer, begun, error, Some(positions));
+                    let renewal = Renewal { old: Some(producer), error, attempted: Some(positions) };
+                    return self.renew(renewal, begun, call);
                 }
-                Err(error) => (Some(positions), error.to_string()),
+                Err(error) => (producer, Some(positions), error.to_string()),
             },
-            Closing::Abort { reason } => (None, reason),
-            Closing::Renew { error } => return self.renew(producer, begun, error, None),
+            Closing::Abort { producer, reason } => (producer, None, reason),
+            Closing::Renew(renewal) => return self.renew(renewal, begun, call),
         };
         if self.delivery == Delivery::ExactlyOnce
-            && let Err(error) = persist(|| producer.abort_transaction(STEP))
+            && let Err(error) = persist(call, || producer.abort_transaction(STEP))?
         {
-            return self.renew(producer, begun, error, attempted);
+            return self.renew(Renewal { old: Some(producer), error, attempted }, begun, call);
         }
         Ok(Closed { producer, end: End::Aborted(reason) })
     }
@@ -167,46 +174,45 @@ impl Transactions {
         producer: &ResultProducer,
         positions: &Positions,
         group: Option<ConsumerGroupMetadata>,
-    ) -> Result<(), KafkaError> {
-        match self.delivery {
-            Delivery::ExactlyOnce => {
-                tracing::debug!(?positions, "committing");
-                producer.context().all_delivered()?;
-                let group = group.ok_or(KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownMemberId))?;
-                let list = offsets::to_list(&self.topic, &self.fingerprint, positions)?;
-                persist(|| producer.send_offsets_to_transaction(&list, &group, STEP))?;
-                persist(|| producer.commit_transaction(STEP))
-            }
-            Delivery::AtLeastOnce => {
-                persist(|| producer.flush(STEP))?;
-                producer.context().all_delivered()
-            }
+        call: &Call,
+    ) -> Result<KafkaResult<()>, TransactionsError> {
+        if self.delivery == Delivery::AtLeastOnce {
+            let flushed = persist(call, || producer.flush(STEP))?;
+            return Ok(flushed.and_then(|()| producer.context().all_delivered()));
+        }
+        tracing::debug!(?positions, "committing");
+        let prepare = || {
+            producer.context().all_delivered()?;
+            let group = group.ok_or(KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownMemberId))?;
+            Ok((offsets::to_list(&self.topic, &self.fingerprint, positions)?, group))
+        };
+        match prepare() {
+            Ok((list, group)) => match persist(call, || producer.send_offsets_to_transaction(&list, &group, STEP))? {
+                Ok(()) => persist(call, || producer.commit_transaction(STEP)),
+                Err(error) => Ok(Err(error)),
+            },
+            Err(error) => Ok(Err(error)),
         }
     }
 
     /// A new producer in place of one that cannot go on, for example after brokers were gone for longer than a
     /// transaction may last. Whether a commit under way went through is asked of the group.
-    fn renew(
-        &self,
-        old: ResultProducer,
-        begun: Instant,
-        error: KafkaError,
-        attempted: Option<Positions>,
-    ) -> Result<Closed, TransactionsError> {
-        let cause = old.client().fatal_error().map(|(code, _)| code).or(error.rdkafka_error_code());
+    fn renew(&self, renewal: Renewal, begun: Instant, call: &Call) -> Result<Closed, TransactionsError> {
+        let Renewal { old, error, attempted } = renewal;
+        let fatal = old.as_ref().and_then(|old| old.client().fatal_error()).map(|(code, _)| code);
         // The broker also fences the producer of a transaction that lasted too long, so an old one proves nothing. Where
         // it was another process after all, the next transaction is fenced young.
-        if is_fence(cause) && begun.elapsed() < self.timeout {
+        if is_fence(fatal.or(error.rdkafka_error_code())) && begun.elapsed() < self.timeout {
             return Err(TransactionsError::Fenced {
                 instance_id: self.kafka.instance_id.clone(),
                 group_id: self.kafka.group_id.clone(),
             });
         }
         metrics::producer_renewed(&error);
-        drop(old);
+        call.make(|| drop(old))?;
         let producer = self.producer()?;
         if self.delivery == Delivery::ExactlyOnce {
-            persist(|| producer.init_transactions(STEP)).map_err(TransactionsError::Fatal)?;
+            persist(call, || producer.init_transactions(STEP))?.map_err(TransactionsError::Fatal)?;
         }
         let end = match attempted {
             Some(positions) if self.went_through(&positions)? => End::Committed(positions),
@@ -244,11 +250,14 @@ fn is_fence(code: Option<RDKafkaErrorCode>) -> bool {
 }
 
 /// Calls until it is done or fails for another reason than time.
-fn persist(call: impl Fn() -> Result<(), KafkaError>) -> Result<(), KafkaError> {
+fn persist(call: &Call, attempt: impl Fn() -> KafkaResult<()>) -> Result<KafkaResult<()>, TransactionsError> {
     loop {
-        match call() {
-            Err(error) if matches!(Trouble::of(&error), Trouble::Retry) => std::thread::sleep(RETRY),
-            result => return result,
+        match call.make(&attempt)? {
+            Err(error) if matches!(Trouble::of(&error), Trouble::Retry) => {
+                tracing::debug!("once more: {error}");
+                std::thread::sleep(RETRY);
+            }
+            result => return Ok(result),
         }
     }
 }
