@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::{
     ClientConfig,
-    producer::{BaseProducer, BaseRecord, Producer},
+    producer::{BaseRecord, DefaultProducerContext, ThreadedProducer},
 };
 use tonearm_benches::{music, read};
 use tonearm_tests::{
@@ -66,9 +66,13 @@ pub fn start_and_latency(_: &Options) -> Vec<Claim> {
         running.stop();
         (ready - started).as_secs_f64()
     };
-    let starts: Vec<f64> = (0..STARTS).map(start).collect();
-    let mut claims =
-        vec![Claim::new("start to ready: model warm, group joined", Some(Asked::AtMost(2.0)), "s", starts)];
+    // The first transaction and the first group of a new broker wait until it has made its topics for them.
+    let first = start(0);
+    let starts: Vec<f64> = (1..=STARTS).map(start).collect();
+    let mut claims = vec![
+        Claim::new("start to ready: model warm, group joined", Some(Asked::AtMost(2.0)), "s", starts)
+            .figures(format!("{} s for the first one, where the broker may be new", rounded(first))),
+    ];
     for (interval_ms, asked) in [("0", Some(Asked::AtMost(50.0))), ("100", None)] {
         eprintln!("latency: runtime.commit_interval_ms = {interval_ms}");
         let (added, whole) = latency_ms(interval_ms);
@@ -86,7 +90,7 @@ fn latency_ms(interval_ms: &str) -> (Vec<f64>, Vec<f64>) {
     let topics = Topics::new(PARTITIONS);
     let reader = Reader::new(&[&topics.predictions]);
     let (running, _) = ready(Run::new(&topics).set("runtime.commit_interval_ms", interval_ms));
-    let producer: BaseProducer = ClientConfig::new()
+    let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
         .set("bootstrap.servers", brokers())
         // At once: librdkafka waits 5 ms for more by default.
         .set("linger.ms", "0")
@@ -99,7 +103,6 @@ fn latency_ms(interval_ms: &str) -> (Vec<f64>, Vec<f64>) {
         producer
             .send(BaseRecord::<(), [u8]>::to(&topics.audio).partition(partition).payload(&value))
             .unwrap_or_else(|(e, _)| panic!("cannot publish: {e}"));
-        producer.flush(PATIENCE).expect("the broker takes it");
         let result = reader.next(PATIENCE).expect("a result");
         let seen_ms = produced.elapsed().as_secs_f64() * 1e3;
         let timing = result.prediction().timing_ms;
