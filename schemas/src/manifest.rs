@@ -48,6 +48,16 @@ pub struct ReducedPrecision {
     pub worst_difference: f32,
     /// How many windows were compared.
     pub windows: usize,
+    /// Whether long filters were split by fast FIR algorithms, as they are when the model is loaded: faster, and rounded more.
+    #[serde(default)]
+    pub fast_fir: bool,
+}
+
+impl ReducedPrecision {
+    /// Whether scores are close enough to float32's.
+    pub fn keeps_scores(&self) -> bool {
+        self.windows > 0 && self.worst_difference <= MAX_DIFFERENCE_AT_IMPORT
+    }
 }
 
 /// How far the scores of a faster arithmetic that is on by default may be from float32's.
@@ -310,8 +320,7 @@ impl Manifest {
 
     /// Whether bfloat16 was tried with this model and keeps its scores close enough to float32's.
     pub fn keeps_scores_in_bfloat16(&self) -> bool {
-        let kept = |found: &ReducedPrecision| found.windows > 0 && found.worst_difference <= MAX_DIFFERENCE_AT_IMPORT;
-        self.bfloat16.as_ref().is_some_and(kept)
+        self.bfloat16.as_ref().is_some_and(ReducedPrecision::keeps_scores)
     }
 
     /// Seconds from one frame to the next.

@@ -8,8 +8,8 @@ use super::{
     element::Element,
     epilogue::Epilogue,
     graph::Convolution,
-    kernels::{Base, LANES, Simd, Vectorised, Walk, tile},
-    level::Level,
+    kernels::{Base, LANES, Simd, Then, Vectorised, Walk, tile},
+    level::{Level, Steady},
     panel::{MOST_PIXELS, Panel, TILE_LEN, pack, tiles},
     view::View,
 };
@@ -23,10 +23,10 @@ pub struct Axis {
     pub after: usize,
     pub kernel: usize,
     pub stride: usize,
-    window: usize,
-    pool_stride: usize,
+    pub window: usize,
+    pub pool_stride: usize,
     /// Values after the maximum.
-    out: usize,
+    pub out: usize,
 }
 
 impl Axis {
@@ -43,7 +43,7 @@ impl Axis {
     }
 
     /// The first padded place that a value reads, for place `inner` of its pooling window.
-    fn start(&self, value: usize, inner: usize) -> usize {
+    pub fn start(&self, value: usize, inner: usize) -> usize {
         (value * self.pool_stride + inner) * self.stride
     }
 
@@ -54,29 +54,188 @@ impl Axis {
     }
 }
 
-/// A convolution made ready for one image size and one kind of number.
-pub struct Direct<T> {
+/// Where a convolution finds its image and leaves its values.
+pub struct Geometry {
     /// Rows and columns of the image as it is laid out.
-    axes: [Axis; 2],
-    /// The axis whose neighbours make up a tile.
-    along: usize,
+    pub axes: [Axis; 2],
     /// Elements from one row of the image, and one column, to the next.
-    steps: [usize; 2],
-    /// Elements a kernel's row sees, and the steps that take.
-    run: usize,
-    run_steps: usize,
-    weights: Vec<T>,
-    panels: Vec<Panel>,
-    channels: usize,
-    then: Epilogue,
-    simd: Simd,
+    pub steps: [usize; 2],
     /// `[rows × columns × channels]` in both, before any axes are merged.
-    from: View,
-    to: View,
+    pub from: View,
+    pub to: View,
     /// From one value to the next along each axis.
     to_steps: [usize; 2],
-    image: ImageLayout,
+    /// Places of padding before rows and columns, before any axes are merged.
+    before: [usize; 2],
+    /// Elements from one row and one column of `from` to the next as they are laid out, and those of all.
+    row: usize,
+    column: usize,
+    pub length: usize,
+    pub channels: usize,
+    /// The axes that rows and columns are in the graph are the other way round.
+    turned: bool,
+    merged: bool,
+}
+
+impl Geometry {
+    /// `from` and `to` are `[1 × channels × rows × columns]`.
+    pub fn new<T: Element>(convolution: &Convolution, from: &View, to: &View) -> Self {
+        let inputs = convolution.weight.shape[1];
+        let natural = [0, 1].map(|i| Axis {
+            length: from.shape[2 + i],
+            before: convolution.padding.before[i],
+            after: convolution.padding.after[i],
+            kernel: convolution.kernel()[i],
+            stride: convolution.stride[i],
+            window: convolution.pool.window[i],
+            pool_stride: convolution.pool.stride[i],
+            out: to.shape[2 + i],
+        });
+        // A run is rounded up to whole steps, so rows and columns change places where that saves steps or runs.
+        let cost = |rows: Axis, columns: Axis| rows.kernel * ((columns.kernel * inputs).div_ceil(T::PER_STEP) + 1);
+        let turned = cost(natural[1], natural[0]) < cost(natural[0], natural[1]);
+        let order = if turned { [3, 2] } else { [2, 3] };
+        let axes = order.map(|axis| natural[axis - 2]);
+        let laid_out = |view: &View| view.permuted(&[order[0], order[1], 1]);
+        let to = laid_out(to);
+        let row = inputs * axes[1].padded();
+        let mut geometry = Self {
+            axes,
+            steps: [row, inputs],
+            from: laid_out(from),
+            to_steps: [to.strides[0], to.strides[1]],
+            to,
+            before: axes.map(|axis| axis.before),
+            row,
+            column: inputs,
+            // A last step may read past the end, where its weights are zero.
+            length: row * axes[0].padded() + T::PER_STEP,
+            channels: convolution.channels_out(),
+            turned,
+            merged: axes[1].kernel == axes[1].length && axes[1].padded() == axes[1].length,
+        };
+        if geometry.merged {
+            // A kernel as wide as the image sees whole rows: one long run.
+            geometry.axes = [Axis::SINGLE, axes[0]];
+            geometry.steps = [geometry.length, row];
+            geometry.to_steps = [0, geometry.to_steps[0]];
+        }
+        geometry
+    }
+
+    /// Whether neighbours in a row of the image are neighbours in one channel.
+    pub fn one_channel(&self) -> bool {
+        self.column == 1 && !self.merged
+    }
+
+    /// The same with zeros after it, so that one axis has `padded` places; for [one channel](Self::one_channel).
+    pub fn extended<T: Element>(mut self, axis: usize, padded: usize) -> Self {
+        self.axes[axis].after += padded - self.axes[axis].padded();
+        self.row = self.axes[1].padded();
+        self.length = self.row * self.axes[0].padded() + T::PER_STEP;
+        self.steps[0] = self.row;
+        self
+    }
+
+    /// The weight of element `k` of row `run` of the kernel.
+    pub fn weight(&self, convolution: &Convolution, channel: usize, run: usize, k: usize) -> f32 {
+        let (row, k) = if self.merged { (k / self.row, k % self.row) } else { (run, k) };
+        let (column, input) = (k / self.column, k % self.column);
+        let [r, c] = if self.turned { [column, row] } else { [row, column] };
+        let [rows, columns] = convolution.kernel();
+        convolution.weight.values[((channel * self.column + input) * rows + r) * columns + c]
+    }
+
+    /// Reads the image into its place, less its mean over time where that is added as a level; the mean goes to `means`.
+    pub fn lay_out<T: Element>(
+        &self,
+        level: Option<&Level>,
+        values: &[f32],
+        image: &mut [T],
+        means: &mut Vec<f32>,
+        simd: Simd,
+    ) {
+        match level {
+            Some(level) => simd.vectorised(LayOutWithoutMean(self, level, values, image, means)),
+            None => simd.vectorised(LayOut(self, values, image)),
+        }
+    }
+
+    /// What keeps steady sounds exact, where values are rounded.
+    pub fn level<T: Element>(&self, convolution: &Convolution, simd: Simd) -> Option<Level> {
+        let rounded = T::PER_STEP > 1;
+        let weight = |channel, run, k| self.weight(convolution, channel, run, k);
+        (rounded && self.one_channel())
+            .then(|| Level::new(usize::from(self.turned), self.axes, self.channels, simd, weight))
+            .flatten()
+    }
+}
+
+/// A convolution made ready for one image size and one kind of number.
+pub struct Direct<T> {
+    geometry: Geometry,
+    /// The axis whose neighbours make up a tile.
+    along: usize,
+    kernel: Kernel<T>,
+    then: Epilogue,
+    simd: Simd,
+    /// Where the image is among all images.
+    image: usize,
     level: Option<Level>,
+}
+
+/// The weights of a convolution, and the axes of the image they go over.
+pub struct Kernel<T> {
+    pub axes: [Axis; 2],
+    /// Elements from one row of the image, and one column, to the next.
+    pub steps: [usize; 2],
+    weights: Vec<T>,
+    pub panels: Vec<Panel>,
+}
+
+impl<T: Element> Kernel<T> {
+    /// `weight(channel, row, element)`.
+    pub fn new(
+        axes: [Axis; 2],
+        steps: [usize; 2],
+        channels: usize,
+        simd: Simd,
+        weight: impl Fn(usize, usize, usize) -> f32,
+    ) -> Self {
+        let (panels, weights) = pack(channels, [axes[0].kernel, axes[1].kernel * steps[1]], simd, weight);
+        Self { axes, steps, weights, panels }
+    }
+
+    /// The sums of `count` pixels, `pixel` elements apart. `firsts` are the row and column where the kernel starts for the
+    /// first of them, `lasts` those for the last.
+    #[inline]
+    #[expect(clippy::too_many_arguments, reason = "a tile's operands")]
+    pub fn tile(
+        &self,
+        panel: &Panel,
+        image: &[T],
+        [firsts, lasts]: [[usize; 2]; 2],
+        [count, pixel]: [usize; 2],
+        then: Then<'_>,
+        simd: Simd,
+        sums: &mut [f32],
+    ) {
+        let [rows, columns] = &self.axes;
+        let run = columns.kernel * self.steps[1];
+        let block = T::PER_STEP * panel.groups * LANES;
+        let w_run = run.div_ceil(T::PER_STEP) * block;
+        // Zeros around the image are passed over.
+        let (run_0, run_1) = rows.seen(firsts[0], lasts[0]);
+        let (k_0, k_1) = columns.seen(firsts[1], lasts[1]);
+        let step_0 = k_0 * self.steps[1] / T::PER_STEP;
+        let step_1 = (k_1 * self.steps[1]).min(run).div_ceil(T::PER_STEP);
+        let walk = Walk { pixel, run: self.steps[0], runs: run_1 - run_0, steps: step_1 - step_0, w_run };
+        let x = (firsts[0] + run_0) * self.steps[0] + firsts[1] * self.steps[1] + step_0 * T::PER_STEP;
+        let w = panel.weights + run_0 * w_run + step_0 * block;
+        // Beyond the image where nothing is seen.
+        let (x, w) = (image.get(x..).unwrap_or_default(), self.weights.get(w..).unwrap_or_default());
+        tile(simd, [count, panel.groups], x, w, walk, then, sums);
+    }
 }
 
 /// What one convolution after the other works in.
@@ -85,10 +244,12 @@ pub struct Work {
     /// Of one tile.
     pub sums: Vec<f32>,
     /// Of the image: one per column, or per row, with zeros where its padding lies.
-    means: Vec<f32>,
+    pub means: Vec<f32>,
     /// What the mean of the image adds to the sums.
-    level: Vec<f32>,
-    buffers: [Vec<f32>; 2],
+    pub level: Vec<f32>,
+    /// A whole image before it is split.
+    pub image: Vec<f32>,
+    pub buffers: [Vec<f32>; 2],
 }
 
 impl Work {
@@ -107,184 +268,99 @@ impl Work {
     }
 }
 
-/// How an image is laid out with its zeros.
-#[derive(Clone, Copy, Debug)]
-struct ImageLayout {
-    offset: usize,
-    before: [usize; 2],
-    row: usize,
-    column: usize,
-    length: usize,
-}
-
 impl<T: Element> Direct<T> {
-    /// `from` and `to` are `[1 × channels × rows × columns]`; the image is the next of `images`.
-    pub fn new(convolution: &Convolution, from: &View, to: &View, simd: Simd, images: &mut usize) -> Self {
-        let [_, inputs, ..] = *convolution.weight.shape else { unreachable!("a convolution's weight has four axes") };
-        let natural = [0, 1].map(|i| Axis {
-            length: from.shape[2 + i],
-            before: convolution.padding.before[i],
-            after: convolution.padding.after[i],
-            kernel: convolution.kernel()[i],
-            stride: convolution.stride[i],
-            window: convolution.pool.window[i],
-            pool_stride: convolution.pool.stride[i],
-            out: to.shape[2 + i],
-        });
-        // A run is rounded up to whole steps, so rows and columns change places where that saves steps or runs.
-        let cost = |rows: Axis, columns: Axis| rows.kernel * ((columns.kernel * inputs).div_ceil(T::PER_STEP) + 1);
-        let turned = cost(natural[1], natural[0]) < cost(natural[0], natural[1]);
-        let order = if turned { [3, 2] } else { [2, 3] };
-        let mut axes = order.map(|axis| natural[axis - 2]);
-        let laid_out = |view: &View| view.permuted(&[order[0], order[1], 1]);
-
-        let column = inputs;
-        let row = column * axes[1].padded();
-        let image = ImageLayout {
-            offset: *images,
-            before: axes.map(|axis| axis.before),
-            row,
-            column,
-            // A last step may read past the end, where its weights are zero.
-            length: row * axes[0].padded() + T::PER_STEP,
-        };
-        *images += image.length;
-        let to = laid_out(to);
-        let mut steps = [row, column];
-        let mut to_steps = [to.strides[0], to.strides[1]];
-        let kernel_columns = axes[1].kernel;
-        let merged = axes[1].kernel == axes[1].length && axes[1].padded() == axes[1].length;
-        if merged {
-            // A kernel as wide as the image sees whole rows: one long run.
-            axes = [Axis::SINGLE, axes[0]];
-            steps = [image.length, row];
-            to_steps = [0, to_steps[0]];
-        }
-        let run = axes[1].kernel * steps[1];
-        let run_steps = run.div_ceil(T::PER_STEP);
-
-        let channels = convolution.channels_out();
-        let value = |channel: usize, run: usize, k: usize| {
-            let (kernel_row, k) = if merged { (k / row, k % row) } else { (run, k) };
-            let (kernel_column, input) = (k / inputs, k % inputs);
-            let [r, c] = if turned { [kernel_column, kernel_row] } else { [kernel_row, kernel_column] };
-            let [rows, columns] = convolution.kernel();
-            debug_assert!(kernel_column < kernel_columns);
-            convolution.weight.values[((channel * inputs + input) * rows + r) * columns + c]
-        };
-        let (panels, weights) = pack(channels, [axes[0].kernel, run], simd, value);
-        let rounded = T::PER_STEP > 1;
-        let level = (rounded && inputs == 1 && !merged)
-            .then(|| Level::new(usize::from(turned), axes, channels, simd, value))
-            .flatten();
+    /// The image is the next of `images`.
+    pub fn new(geometry: Geometry, convolution: &Convolution, simd: Simd, images: &mut usize) -> Self {
+        let weight = |channel, run, k| geometry.weight(convolution, channel, run, k);
+        let kernel = Kernel::new(geometry.axes, geometry.steps, geometry.channels, simd, weight);
+        let level = geometry.level::<T>(convolution, simd);
+        let image = *images;
+        *images += geometry.length;
         // A tile takes the mean of one row.
         let one_row = level.as_ref().is_some_and(|level| level.time() == 1);
         Self {
-            along: usize::from(one_row || axes[1].out >= axes[0].out),
-            axes,
-            steps,
-            run,
-            run_steps,
-            weights,
-            panels,
-            channels,
-            then: Epilogue::new(&convolution.then, channels),
+            along: usize::from(one_row || geometry.axes[1].out >= geometry.axes[0].out),
+            kernel,
+            then: Epilogue::new(&convolution.then, geometry.channels),
             simd,
-            from: laid_out(from),
-            to,
-            to_steps,
             image,
             level,
+            geometry,
         }
     }
 
     /// Reads the image from `values` and writes the result there; `images` has zeros where the padding lies.
     pub fn run(&self, values: &mut [f32], images: &mut [T], work: &mut Work) {
         let Work { sums, means, level, .. } = work;
-        let image = &mut images[self.image.offset..][..self.image.length];
-        match &self.level {
-            Some(_) => self.simd.vectorised(LayOutWithoutMean(self, &*values, &mut *image, &mut *means)),
-            None => self.simd.vectorised(LayOut(self, &*values, &mut *image)),
-        }
+        let image = &mut images[self.image..][..self.geometry.length];
+        self.geometry.lay_out(self.level.as_ref(), values, image, means, self.simd);
         let (means, level) = (means.as_slice(), level);
-        for (number, panel) in self.panels.iter().enumerate() {
-            if let Some(prepared) = &self.level {
-                level.resize(prepared.len().max(level.len()), 0.0);
-                prepared.prepare(number, means, level, self.simd);
-            }
-            let level = self.level.as_ref().map(|it| Steady { level: it, sums: it.sums(number, level), means });
+        for (number, panel) in self.kernel.panels.iter().enumerate() {
+            let level = self.level.as_ref().map(|it| it.prepare(number, means, level, self.simd));
             let most = self.simd.pixels(panel.groups);
             let lanes = panel.groups * LANES;
-            let along = self.axes[self.along];
-            for other in 0..self.axes[1 - self.along].out {
+            let along = self.geometry.axes[self.along];
+            for other in 0..self.geometry.axes[1 - self.along].out {
                 for (first, count) in tiles(along.out, most) {
                     let sums = &mut sums[..count * lanes];
-                    self.maxima(panel, image, level, other, first, count, sums);
-                    self.simd.vectorised(Store(self, sums, panel, [other, first], &mut *values));
+                    self.maxima(panel, image, level, [other, first, count], sums);
+                    let place = [other, first, 1];
+                    self.simd.vectorised(Store(
+                        &self.geometry,
+                        &self.then,
+                        sums,
+                        panel,
+                        self.along,
+                        place,
+                        &mut *values,
+                    ));
                 }
             }
         }
     }
 
     /// The sums of `count` values from `first` on, the maximum of each over its window.
-    #[expect(clippy::too_many_arguments, reason = "a tile is a place in four of them")]
     fn maxima(
         &self,
         panel: &Panel,
         image: &[T],
         level: Option<Steady<'_>>,
-        other: usize,
-        first: usize,
-        count: usize,
+        [other, first, count]: [usize; 3],
         sums: &mut [f32],
     ) {
         let lanes = panel.groups * LANES;
         let (mut offsets, mut offsets_of) = ([0; MOST_PIXELS], None);
-        let [rows, columns] = &self.axes;
-        let (along, across) = (self.axes[self.along], self.axes[1 - self.along]);
-        let block = T::PER_STEP * panel.groups * LANES;
-        let w_run = self.run_steps * block;
+        let [rows, columns] = &self.geometry.axes;
+        let (along, across) = (self.geometry.axes[self.along], self.geometry.axes[1 - self.along]);
+        let pixel = along.pool_stride * along.stride * self.geometry.steps[self.along];
         for inner in 0..rows.window * columns.window {
             let inner = [inner / columns.window, inner % columns.window];
-            let start = along.start(first, inner[self.along]);
-            let last = along.start(first + count - 1, inner[self.along]);
             let fixed = across.start(other, inner[1 - self.along]);
-            let (starts, lasts) =
-                if self.along == 0 { ([start, fixed], [last, fixed]) } else { ([fixed, start], [fixed, last]) };
-            let (run_0, run_1) = rows.seen(starts[0], lasts[0]);
-            let (k_0, k_1) = columns.seen(starts[1], lasts[1]);
-            let step_0 = k_0 * self.steps[1] / T::PER_STEP;
-            let step_1 = (k_1 * self.steps[1]).min(self.run).div_ceil(T::PER_STEP);
-            let walk = Walk {
-                pixel: along.pool_stride * along.stride * self.steps[self.along],
-                run: self.steps[0],
-                runs: run_1 - run_0,
-                steps: step_1 - step_0,
-                w_run,
-            };
-            let x = (starts[0] + run_0) * self.steps[0] + starts[1] * self.steps[1] + step_0 * T::PER_STEP;
-            let w = panel.weights + run_0 * w_run + step_0 * block;
-            // Beyond the image where nothing is seen.
-            let (x, w) = (image.get(x..).unwrap_or_default(), self.weights.get(w..).unwrap_or_default());
-            let base = level.map(|Steady { level, sums, means }| {
-                let inner_across = inner[1 - self.along];
+            let [firsts, lasts] = [first, first + count - 1].map(|value| {
+                let start = along.start(value, inner[self.along]);
+                if self.along == 0 { [start, fixed] } else { [fixed, start] }
+            });
+            let base = level.map(|steady| {
                 if offsets_of != Some(inner[self.along]) {
                     offsets_of = Some(inner[self.along]);
                     for (m, offset) in offsets[..count].iter_mut().enumerate() {
                         let place = (first + m) * along.pool_stride + inner[self.along];
-                        *offset = level.offset(self.along, place, lanes);
+                        *offset = steady.level.offset(self.along, place, lanes);
                     }
                 }
-                let across = level.offset(1 - self.along, other * across.pool_stride + inner_across, lanes);
-                Base { values: &sums[across..], offsets: &offsets, scale: level.scale(starts[0], means) }
+                let across = other * across.pool_stride + inner[1 - self.along];
+                let across = steady.level.offset(1 - self.along, across, lanes);
+                let scale = steady.level.scale(firsts[0], steady.means);
+                Base { values: &steady.sums[across..], offsets: &offsets, scale }
             });
-            tile(self.simd, [count, panel.groups], x, w, walk, base, sums, inner != [0, 0]);
+            let then = Then { base, max: inner != [0, 0], ..Then::default() };
+            self.kernel.tile(panel, image, [firsts, lasts], [count, pixel], then, self.simd, sums);
         }
     }
 }
 
 /// Reads the image into its place.
-struct LayOut<'a, T>(&'a Direct<T>, &'a [f32], &'a mut [T]);
+struct LayOut<'a, T>(&'a Geometry, &'a [f32], &'a mut [T]);
 
 impl<T: Element> Vectorised for LayOut<'_, T> {
     #[inline(always)]
@@ -293,7 +369,7 @@ impl<T: Element> Vectorised for LayOut<'_, T> {
         let [rows, columns, channels] = *layer.from.shape else { return };
         let strides = &layer.from.strides;
         for r in 0..rows {
-            let to = (layer.image.before[0] + r) * layer.image.row + layer.image.before[1] * layer.image.column;
+            let to = (layer.before[0] + r) * layer.row + layer.before[1] * layer.column;
             let row = &mut image[to..][..columns * channels];
             let from = layer.from.offset + r * strides[0];
             if channels == 1 && strides[1] == 1 {
@@ -318,13 +394,12 @@ impl<T: Element> Vectorised for LayOut<'_, T> {
 }
 
 /// Lays out an image of one channel less its mean over time, which goes to `means`.
-struct LayOutWithoutMean<'a, T>(&'a Direct<T>, &'a [f32], &'a mut [T], &'a mut Vec<f32>);
+struct LayOutWithoutMean<'a, T>(&'a Geometry, &'a Level, &'a [f32], &'a mut [T], &'a mut Vec<f32>);
 
 impl<T: Element> Vectorised for LayOutWithoutMean<'_, T> {
     #[inline(always)]
     fn run(self) {
-        let Self(layer, values, image, means) = self;
-        let Some(level) = &layer.level else { return };
+        let Self(layer, level, values, image, means) = self;
         // Where rows are frames, the mean of every column; else that of every row.
         let time = level.time();
         let band = 1 - time;
@@ -335,7 +410,7 @@ impl<T: Element> Vectorised for LayOutWithoutMean<'_, T> {
 
         means.clear();
         means.resize(layer.axes[band].padded(), 0.0);
-        let means = &mut means[layer.image.before[band]..][..bands];
+        let means = &mut means[layer.before[band]..][..bands];
         for t in 0..frames {
             let at = layer.from.offset + t * from_frame;
             if from_band == 1 {
@@ -345,7 +420,7 @@ impl<T: Element> Vectorised for LayOutWithoutMean<'_, T> {
             }
         }
         means.iter_mut().for_each(|mean| *mean /= frames as f32);
-        let first = layer.image.before[0] * layer.steps[0] + layer.image.before[1] * layer.steps[1];
+        let first = layer.before[0] * layer.steps[0] + layer.before[1] * layer.steps[1];
         for t in 0..frames {
             let (at, to) = (layer.from.offset + t * from_frame, first + t * to_frame);
             if from_band == 1 && to_band == 1 {
@@ -363,20 +438,30 @@ impl<T: Element> Vectorised for LayOutWithoutMean<'_, T> {
     }
 }
 
-/// Applies what follows to the sums of a tile, and writes them.
-struct Store<'a, T>(&'a Direct<T>, &'a mut [f32], &'a Panel, [usize; 2], &'a mut [f32]);
+/// Applies what follows to the sums of a tile, and writes them: those of every `every`-th value from `first` on along an axis, at
+/// `other` of the other.
+pub struct Store<'a>(
+    pub &'a Geometry,
+    pub &'a Epilogue,
+    pub &'a mut [f32],
+    pub &'a Panel,
+    pub usize,
+    pub [usize; 3],
+    pub &'a mut [f32],
+);
 
-impl<T: Element> Vectorised for Store<'_, T> {
+impl Vectorised for Store<'_> {
     #[inline(always)]
     fn run(self) {
-        let Self(layer, sums, panel, [other, first], values) = self;
+        let Self(layer, then, sums, panel, along, [other, first, every], values) = self;
         let lanes = panel.groups * LANES;
-        layer.then.apply(sums, lanes, panel.channel);
+        then.apply(sums, lanes, panel.channel);
         let channels = lanes.min(layer.channels - panel.channel);
-        let (value_stride, other_stride) = (layer.to_steps[layer.along], layer.to_steps[1 - layer.along]);
+        let (value_stride, other_stride) = (layer.to_steps[along], layer.to_steps[1 - along]);
         let stride = layer.to.strides[2];
         for (m, pixel) in sums.chunks_exact(lanes).enumerate() {
-            let at = layer.to.offset + (first + m) * value_stride + other * other_stride + panel.channel * stride;
+            let at =
+                layer.to.offset + (first + m * every) * value_stride + other * other_stride + panel.channel * stride;
             if stride == 1 {
                 values[at..at + channels].copy_from_slice(&pixel[..channels]);
             } else {
@@ -386,14 +471,6 @@ impl<T: Element> Vectorised for Store<'_, T> {
             }
         }
     }
-}
-
-/// What the mean of an image adds to the sums of one panel.
-#[derive(Clone, Copy)]
-struct Steady<'a> {
-    level: &'a Level,
-    sums: &'a [f32],
-    means: &'a [f32],
 }
 
 #[inline(always)]

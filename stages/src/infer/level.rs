@@ -6,7 +6,7 @@
 
 use super::{
     convolution::Axis,
-    kernels::{LANES, Simd, Walk, tile},
+    kernels::{LANES, Simd, Then, Walk, tile},
     panel::{Panel, pack, tiles},
 };
 
@@ -93,36 +93,27 @@ impl Level {
         usize::from(matches!(self, Self::Columns { .. }))
     }
 
-    /// Values that [`prepare`](Self::prepare) fills.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Rows { weights, panels, columns, .. } => {
-                weights.len() * columns * panels.iter().map(|panel| panel.groups).max().unwrap_or(0) * LANES
+    /// What it adds to the sums of one panel, which may be kept in `sums`.
+    pub fn prepare<'a>(&'a self, panel: usize, means: &'a [f32], sums: &'a mut Vec<f32>, simd: Simd) -> Steady<'a> {
+        let sums = match self {
+            Self::Rows { weights, panels, columns, kernel, stride, .. } => {
+                let Panel { groups, weights: start, .. } = panels[panel];
+                let lanes = groups * LANES;
+                let length = weights.len() * columns * lanes;
+                sums.resize(sums.len().max(length), 0.0);
+                let walk = Walk { pixel: *stride, run: 0, runs: 1, steps: *kernel, w_run: 0 };
+                for (part, weights) in weights.iter().enumerate() {
+                    for (first, count) in tiles(*columns, simd.pixels(groups)) {
+                        let sums = &mut sums[(part * columns + first) * lanes..][..count * lanes];
+                        let (x, w) = (&means[first * stride..], &weights[start..]);
+                        tile(simd, [count, groups], x, w, walk, Then::default(), sums);
+                    }
+                }
+                sums.as_slice()
             }
-            Self::Columns { .. } => 0,
-        }
-    }
-
-    /// Fills `sums` for one panel.
-    pub fn prepare(&self, panel: usize, means: &[f32], sums: &mut [f32], simd: Simd) {
-        let Self::Rows { weights, panels, columns, kernel, stride, .. } = self else { return };
-        let Panel { groups, weights: start, .. } = panels[panel];
-        let lanes = groups * LANES;
-        let walk = Walk { pixel: *stride, run: 0, runs: 1, steps: *kernel, w_run: 0 };
-        for (part, weights) in weights.iter().enumerate() {
-            for (first, count) in tiles(*columns, simd.pixels(groups)) {
-                let sums = &mut sums[(part * columns + first) * lanes..][..count * lanes];
-                tile(simd, [count, groups], &means[first * stride..], &weights[start..], walk, None, sums, false);
-            }
-        }
-    }
-
-    /// The sums of a panel, given those it has prepared.
-    pub fn sums<'a>(&'a self, panel: usize, prepared: &'a [f32]) -> &'a [f32] {
-        match self {
-            Self::Rows { .. } => prepared,
             Self::Columns { sums, panels } => &sums[panels[panel]..],
-        }
+        };
+        Steady { level: self, sums, means }
     }
 
     /// What a place of the result (before the maximum) on `axis` adds to where its sums are.
@@ -142,4 +133,12 @@ impl Level {
             Self::Columns { .. } => means[row],
         }
     }
+}
+
+/// What the mean of an image adds to the sums of one panel.
+#[derive(Clone, Copy)]
+pub struct Steady<'a> {
+    pub level: &'a Level,
+    pub sums: &'a [f32],
+    pub means: &'a [f32],
 }

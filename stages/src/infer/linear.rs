@@ -3,7 +3,7 @@
 use super::{
     epilogue::Epilogue,
     graph::Pointwise,
-    kernels::{LANES, Simd, Walk, tile},
+    kernels::{LANES, Simd, Then, Walk, tile},
     panel::{Panel, pack},
     view::View,
 };
@@ -34,7 +34,7 @@ impl Linear {
             let lanes = panel.groups * LANES;
             let walk = Walk { pixel: 0, run: 0, runs: 1, steps: inputs, w_run: 0 };
             let sums = &mut sums[..lanes];
-            tile(self.simd, [1, panel.groups], &x, &self.weights[panel.weights..], walk, None, sums, false);
+            tile(self.simd, [1, panel.groups], &x, &self.weights[panel.weights..], walk, Then::default(), sums);
             self.bias.apply(sums, lanes, panel.channel);
             for (c, &sum) in sums.iter().enumerate().take(outputs - panel.channel) {
                 values[self.to.offset + (panel.channel + c) * stride] = sum;

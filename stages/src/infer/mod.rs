@@ -10,6 +10,7 @@ mod compiled;
 mod convolution;
 mod element;
 mod epilogue;
+mod fast_fir;
 mod graph;
 mod kernels;
 mod level;

@@ -2,9 +2,10 @@
 
 use super::{
     Precision,
-    convolution::{Direct, Work},
+    convolution::{Direct, Geometry, Work},
     element::{Bf16, Element},
     epilogue::{relu, sigmoid},
+    fast_fir::{self, FastFir},
     graph::{Convolution, Graph, Node, NodeId, Operation, Pointwise, Pool, Reduction, padded},
     kernels::Simd,
     linear::Linear,
@@ -36,20 +37,26 @@ enum Step {
 /// A convolution by the algorithm that is best for it.
 enum Layer<T> {
     Direct(Box<Direct<T>>),
+    FastFir(Box<FastFir<T>>),
     Winograd(Box<Winograd<T>>),
 }
 
 impl<T: Element> Layer<T> {
-    fn new(convolution: &Convolution, from: &View, to: &View, simd: Simd, images: &mut usize) -> Self {
-        match Winograd::new(convolution, from, to, simd, images) {
-            Some(winograd) => Self::Winograd(Box::new(winograd)),
-            None => Self::Direct(Box::new(Direct::new(convolution, from, to, simd, images))),
+    fn new(convolution: &Convolution, [from, to]: [&View; 2], simd: Simd, fast_fir: bool, images: &mut usize) -> Self {
+        if let Some(winograd) = Winograd::new(convolution, from, to, simd, images) {
+            return Self::Winograd(Box::new(winograd));
+        }
+        let geometry = Geometry::new::<T>(convolution, from, to);
+        match fast_fir::best_split::<T>(&geometry).filter(|_| fast_fir) {
+            Some(split) => Self::FastFir(Box::new(FastFir::new(geometry, convolution, split, simd, images))),
+            None => Self::Direct(Box::new(Direct::new(geometry, convolution, simd, images))),
         }
     }
 
     fn run(&self, values: &mut [f32], images: &mut [T], work: &mut Work) {
         match self {
             Self::Direct(direct) => direct.run(values, images, work),
+            Self::FastFir(fir) => fir.run(values, images, work),
             Self::Winograd(winograd) => winograd.run(values, images, work),
         }
     }
@@ -66,9 +73,11 @@ pub struct Scratch {
 }
 
 impl Plan {
+    /// `fast_fir`: whether that may be used where values are rounded, too.
+    ///
     /// # Errors
     /// The graph has an operation in a form that has no step.
-    pub fn new(graph: &Graph, simd: Simd, precision: Precision) -> Result<Self, String> {
+    pub fn new(graph: &Graph, simd: Simd, precision: Precision, fast_fir: bool) -> Result<Self, String> {
         let mut layout = Layout::of(graph);
         let mut steps = Vec::new();
         let mut images = [0; 2];
@@ -115,9 +124,11 @@ impl Plan {
                 (Operation::Convolution(convolution), [from]) => {
                     let small = multiplications(graph, node) * WORTH_ROUNDING < all;
                     let precision = if small { Precision::Float32 } else { precision };
+                    let views = [from, &to];
+                    let [float32, bfloat16] = &mut images;
                     steps.push(match precision {
-                        Precision::Float32 => Step::Float32(Layer::new(convolution, from, &to, simd, &mut images[0])),
-                        Precision::Bfloat16 => Step::Bfloat16(Layer::new(convolution, from, &to, simd, &mut images[1])),
+                        Precision::Float32 => Step::Float32(Layer::new(convolution, views, simd, true, float32)),
+                        Precision::Bfloat16 => Step::Bfloat16(Layer::new(convolution, views, simd, fast_fir, bfloat16)),
                     });
                 }
                 (Operation::Linear { weight, bias }, [from]) => {

@@ -9,7 +9,7 @@ use super::{
     archive::Constant,
     element::{Bf16, Element},
     graph::{Convolution, Graph, NodeId, Operation, Padding, Pointwise, Pool, Reduction},
-    kernels::{Base, LANES, Simd, Walk, tile},
+    kernels::{Base, LANES, Simd, Then, Walk, tile},
     panel::MOST_PIXELS,
     passes,
     plan::Plan,
@@ -39,8 +39,11 @@ fn tile_is_the_same<T: Element>(simd: Simd, groups: usize) {
             let base = base.then_some(Base { values: &values, offsets: &offsets, scale: 0.5 });
             let mut expected = noise(4, pixels * groups * LANES);
             let mut found = expected.clone();
-            tile(Simd::PORTABLE, [pixels, groups], &x, &w, walk, base, &mut expected, max);
-            tile(simd, [pixels, groups], &x, &w, walk, base, &mut found, max);
+            let parts = [noise(6, pixels * groups * LANES), noise(7, pixels * groups * LANES)];
+            let plus = [max.then_some(&*parts[0]), base.and(Some(&*parts[1]))];
+            let then = Then { plus, base, max };
+            tile(Simd::PORTABLE, [pixels, groups], &x, &w, walk, then, &mut expected);
+            tile(simd, [pixels, groups], &x, &w, walk, then, &mut found);
             for (found, expected) in found.iter().zip(&expected) {
                 assert!(
                     (found - expected).abs() < 1e-5,
@@ -69,7 +72,7 @@ fn every_loop_multiplies_as_the_obvious_one() {
 #[should_panic(expected = "x.len()")]
 fn a_tile_that_reads_beyond_its_image_is_refused() {
     let walk = Walk { pixel: 1, run: 0, runs: 1, steps: 4, w_run: 0 };
-    tile::<f32>(Simd::PORTABLE, [2, 1], &[0.0; 4], &[0.0; 64], walk, None, &mut [0.0; 32], false);
+    tile::<f32>(Simd::PORTABLE, [2, 1], &[0.0; 4], &[0.0; 64], walk, Then::default(), &mut [0.0; 32]);
 }
 
 #[test]
@@ -173,7 +176,7 @@ impl Case {
         let expected = self.obvious(&window, &weight.unwrap());
         let optimised = passes::optimise(&graph).unwrap();
         let check = |graph: &Graph, simd, precision, tolerance| {
-            let plan = Plan::new(graph, simd, precision).unwrap();
+            let plan = Plan::new(graph, simd, precision, true).unwrap();
             let mut scratch = plan.scratch();
             // The second run works in what the first one left.
             plan.run(&noise(11, window.len()), &mut scratch);
@@ -234,6 +237,28 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn fast_fir_is_the_loops_of_its_definition(
+        taps in 7..40_usize, across in 1..40_usize, before in 0..20_usize, after in 0..20_usize, more in 0..30_usize,
+        window in 1..4_usize, out in 1..70_usize, turned in any::<bool>(),
+    ) {
+        let turn = |[a, b]: [usize; 2]| if turned { [b, a] } else { [a, b] };
+        let [rows, columns] = turn([(taps + more).saturating_sub(before + after).max(1), across + window + more % 3]);
+        let case = Case {
+            image: [1, rows, columns],
+            out,
+            kernel: turn([taps, across]),
+            stride: [1, 1],
+            padding: Padding { before: turn([before, 0]), after: turn([after, 0]) },
+            pool: Pool { window: turn([1, window]), stride: turn([1, 1 + window % 2]) },
+        };
+        case.check();
+    }
+}
+
 #[test]
 fn long_kernels_over_one_channel_are_the_loops_of_their_definition() {
     for (kernel, before, after) in [([7, 9], [3, 0], [3, 0]), ([32, 1], [15, 0], [16, 0]), ([5, 24], [2, 0], [2, 0])] {
@@ -246,7 +271,10 @@ fn long_kernels_over_one_channel_are_the_loops_of_their_definition() {
 #[test]
 fn a_steady_image_is_exact_in_bfloat16() {
     let pool = Pool { window: [1, 16], stride: [1, 1] };
-    for (kernel, before, after) in [([7, 9], [3, 0], [3, 0]), ([32, 1], [15, 0], [16, 0])] {
+    for (kernel, before, after) in
+        [([7, 9], [3, 0], [3, 0]), ([9, 23], [4, 0], [4, 0]), ([32, 1], [15, 0], [16, 0]), ([128, 1], [63, 0], [64, 0])]
+    {
+        let pool = Pool { window: [1, pool.window[1].min(25 - kernel[1])], ..pool };
         let case =
             Case { image: [1, 40, 24], out: 20, kernel, stride: [1, 1], padding: Padding { before, after }, pool };
         let (graph, _) = case.graph();
@@ -254,7 +282,7 @@ fn a_steady_image_is_exact_in_bfloat16() {
         let row = noise(12, 24);
         let window: Vec<f32> = (0..40).flat_map(|_| row.clone()).collect();
         let run = |simd, precision| {
-            let plan = Plan::new(&graph, simd, precision).unwrap();
+            let plan = Plan::new(&graph, simd, precision, true).unwrap();
             plan.run(&window, &mut plan.scratch())
         };
         let exact = run(Simd::PORTABLE, Precision::Float32);
@@ -294,7 +322,7 @@ fn tensors_keep_their_values_under_other_shapes_and_places() {
     };
     let relu = |x: f32| x.max(0.0);
     let expected = [of(&relu), of(&|x| x + relu(x)), of(&|x| x), of(&relu)].concat();
-    let plan = Plan::new(&passes::optimise(&graph).unwrap(), Simd::PORTABLE, Precision::Float32).unwrap();
+    let plan = Plan::new(&passes::optimise(&graph).unwrap(), Simd::PORTABLE, Precision::Float32, true).unwrap();
     let found = plan.run(&window, &mut plan.scratch());
     for (found, expected) in found.iter().zip(&expected) {
         assert!((found - expected).abs() < 1e-6, "{found} for {expected}");

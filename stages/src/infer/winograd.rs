@@ -10,7 +10,7 @@ use super::{
     element::Element,
     epilogue::Epilogue,
     graph::Convolution,
-    kernels::{LANES, Simd, Vectorised, Walk, tile},
+    kernels::{LANES, Simd, Then, Vectorised, Walk, tile},
     panel::{MOST_PIXELS, Panel, pack, tiles},
     view::View,
 };
@@ -123,7 +123,7 @@ impl<T: Element> Winograd<T> {
                     for (place, products) in products.chunks_exact_mut(count * lanes).take(PLACES).enumerate() {
                         let x = &image[place * step + first * inputs..];
                         let w = &self.weights[place][panel.weights..];
-                        tile(self.simd, [count, panel.groups], x, w, walk, None, products, false);
+                        tile(self.simd, [count, panel.groups], x, w, walk, Then::default(), products);
                     }
                     let size = [out_rows, out_columns];
                     self.simd.vectorised(Gather(self, &*products, [first, count], size, lanes, &mut *sums));

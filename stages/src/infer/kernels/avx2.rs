@@ -2,7 +2,8 @@
 #![expect(clippy::needless_range_loop, reason = "counted loops over constants become registers")]
 
 use std::arch::x86_64::{
-    _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    _mm256_add_ps, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_setzero_ps,
+    _mm256_storeu_ps,
 };
 
 use super::{LANES, Out, Walk};
@@ -36,6 +37,11 @@ pub unsafe fn float32<const M: usize>(x: *const f32, w: *const f32, walk: Walk, 
         for m in 0..M {
             for half in 0..2 {
                 let mut sum = sums[m][half];
+                for plus in out.plus {
+                    if !plus.is_null() {
+                        sum = _mm256_add_ps(sum, _mm256_loadu_ps(plus.add(m * LANES + half * HALF)));
+                    }
+                }
                 if !out.base.is_null() {
                     let base = _mm256_loadu_ps(out.base.add(*out.offsets.add(m) + half * HALF));
                     sum = _mm256_fmadd_ps(base, _mm256_broadcast_ss(&out.scale), sum);

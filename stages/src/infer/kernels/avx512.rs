@@ -2,12 +2,49 @@
 #![expect(clippy::needless_range_loop, reason = "counted loops over constants become registers")]
 
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_max_ps,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
+    __m512bh, __m512i, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_max_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
 };
 
 use super::{LANES, Out, Walk};
 use crate::infer::element::Bf16;
+
+/// Stores the sums where and as [`Out`] says. A macro, and one loop for each thing to do, so that they stay in registers.
+macro_rules! finish {
+    ($sums:ident, $out:ident) => {
+        for plus in $out.plus {
+            if !plus.is_null() {
+                for m in 0..M {
+                    for n in 0..N {
+                        $sums[m][n] = _mm512_add_ps($sums[m][n], _mm512_loadu_ps(plus.add((m * N + n) * LANES)));
+                    }
+                }
+            }
+        }
+        if !$out.base.is_null() {
+            let scale = _mm512_set1_ps($out.scale);
+            for m in 0..M {
+                let base = $out.base.add(*$out.offsets.add(m));
+                for n in 0..N {
+                    $sums[m][n] = _mm512_fmadd_ps(_mm512_loadu_ps(base.add(n * LANES)), scale, $sums[m][n]);
+                }
+            }
+        }
+        if $out.max {
+            for m in 0..M {
+                for n in 0..N {
+                    let there = _mm512_loadu_ps($out.sums.add((m * N + n) * LANES));
+                    $sums[m][n] = _mm512_max_ps($sums[m][n], there);
+                }
+            }
+        }
+        for m in 0..M {
+            for n in 0..N {
+                _mm512_storeu_ps($out.sums.add((m * N + n) * LANES), $sums[m][n]);
+            }
+        }
+    };
+}
 
 /// # Safety
 /// The CPU has AVX-512F, `x` and `w` reach as far as [`Walk`] says, and `out` as [`Out`] says, for `M` pixels and `N` registers.
@@ -35,7 +72,7 @@ pub unsafe fn float32<const M: usize, const N: usize>(x: *const f32, w: *const f
                 w = w.add(N * LANES);
             }
         }
-        finish(&sums, out);
+        finish!(sums, out);
     }
 }
 
@@ -68,31 +105,6 @@ pub unsafe fn bfloat16<const M: usize, const N: usize>(x: *const Bf16, w: *const
                 w = w.add(2 * N * LANES);
             }
         }
-        finish(&sums, out);
-    }
-}
-
-/// # Safety
-/// The CPU has AVX-512F, and `out` holds what [`Out`] says for `M` pixels and `N` registers.
-#[target_feature(enable = "avx512f")]
-#[inline]
-unsafe fn finish<const M: usize, const N: usize>(sums: &[[__m512; N]; M], out: Out) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let scale = _mm512_set1_ps(out.scale);
-        for m in 0..M {
-            for n in 0..N {
-                let mut sum = sums[m][n];
-                if !out.base.is_null() {
-                    let base = _mm512_loadu_ps(out.base.add(*out.offsets.add(m) + n * LANES));
-                    sum = _mm512_fmadd_ps(base, scale, sum);
-                }
-                let to = out.sums.add((m * N + n) * LANES);
-                if out.max {
-                    sum = _mm512_max_ps(sum, _mm512_loadu_ps(to));
-                }
-                _mm512_storeu_ps(to, sum);
-            }
-        }
+        finish!(sums, out);
     }
 }

@@ -141,10 +141,22 @@ pub struct Out {
     sums: *mut f32,
     /// The larger of the sum and what is there.
     max: bool,
+    /// Null, or as many sums that are added.
+    plus: [*const f32; 2],
     /// Null, or what is added, times `scale`: for pixel `m`, the values from `offsets[m]` on.
     base: *const f32,
     offsets: *const usize,
     scale: f32,
+}
+
+/// What becomes of the products of a tile.
+#[derive(Clone, Copy, Default)]
+pub struct Then<'a> {
+    /// Sums of other tiles of the same size, that are added.
+    pub plus: [Option<&'a [f32]>; 2],
+    pub base: Option<Base<'a>>,
+    /// The larger of the sum and what is there.
+    pub max: bool,
 }
 
 /// What is added to the sums of each pixel: `scale · values[offsets[pixel]..]`.
@@ -190,24 +202,26 @@ pub fn bfloat16(simd: Simd, pixels: usize, groups: usize) -> Option<Loop<Bf16>> 
     }
 }
 
-/// `sums` ([pixels × groups × LANES]) = the products of `x` and `w` plus `base`, or the maximum of that and what `sums` holds.
+/// `sums` ([pixels × groups × LANES]) = the products of `x` and `w`, and what `then` says.
 ///
 /// # Panics
 /// An operand does not reach as far as `walk` says.
-#[expect(clippy::too_many_arguments, reason = "operands and their form; a struct of them would name them twice")]
 pub fn tile<T: Element>(
     simd: Simd,
     [pixels, groups]: [usize; 2],
     x: &[T],
     w: &[T],
     walk: Walk,
-    base: Option<Base<'_>>,
+    then: Then<'_>,
     sums: &mut [f32],
-    max: bool,
 ) {
-    assert!(pixels > 0 && groups > 0 && sums.len() >= pixels * groups * LANES);
-    let mut out = Out { sums: sums.as_mut_ptr(), max, base: ptr::null(), offsets: ptr::null(), scale: 0.0 };
-    if let Some(base) = base {
+    let len = pixels * groups * LANES;
+    assert!(pixels > 0 && groups > 0 && sums.len() >= len);
+    assert!(then.plus.iter().flatten().all(|plus| plus.len() >= len));
+    let plus = then.plus.map(|plus| plus.map_or(ptr::null(), <[f32]>::as_ptr));
+    let mut out =
+        Out { sums: sums.as_mut_ptr(), max: then.max, plus, base: ptr::null(), offsets: ptr::null(), scale: 0.0 };
+    if let Some(base) = then.base {
         let inside = |&offset: &usize| base.values.len().checked_sub(groups * LANES).is_some_and(|last| offset <= last);
         assert!(base.offsets.len() >= pixels && base.offsets[..pixels].iter().all(inside));
         out = Out { base: base.values.as_ptr(), offsets: base.offsets.as_ptr(), scale: base.scale, ..out };
@@ -222,23 +236,16 @@ pub fn tile<T: Element>(
         // above: the last element read of `x` is that of the last pixel, run and step, of `w` that of the last run and
         // step. Without runs or steps nothing is read. `out` was made of slices that are long enough, just above.
         Some(inner) => unsafe { inner(x.as_ptr(), w.as_ptr(), walk, out) },
-        None => portable([pixels, groups], x, w, walk, base, sums, max),
+        None => portable([pixels, groups], x, w, walk, then, sums),
     }
 }
 
-fn portable<T: Element>(
-    [pixels, groups]: [usize; 2],
-    x: &[T],
-    w: &[T],
-    walk: Walk,
-    base: Option<Base<'_>>,
-    sums: &mut [f32],
-    max: bool,
-) {
+fn portable<T: Element>([pixels, groups]: [usize; 2], x: &[T], w: &[T], walk: Walk, then: Then<'_>, sums: &mut [f32]) {
     let lanes = groups * LANES;
     for (m, sums) in sums.chunks_exact_mut(lanes).take(pixels).enumerate() {
         for (c, out) in sums.iter_mut().enumerate() {
-            let mut sum = base.map_or(0.0, |base| base.scale * base.values[base.offsets[m] + c]);
+            let mut sum = then.base.map_or(0.0, |base| base.scale * base.values[base.offsets[m] + c]);
+            sum += then.plus.iter().flatten().map(|plus| plus[m * lanes + c]).sum::<f32>();
             for run in 0..walk.runs {
                 for k in 0..walk.steps * T::PER_STEP {
                     let x = x[m * walk.pixel + run * walk.run + k].to_f32();
@@ -246,7 +253,7 @@ fn portable<T: Element>(
                     sum += x * w[run * walk.w_run + (step * lanes + c) * T::PER_STEP + part].to_f32();
                 }
             }
-            *out = if max { sum.max(*out) } else { sum };
+            *out = if then.max { sum.max(*out) } else { sum };
         }
     }
 }
