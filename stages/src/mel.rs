@@ -1,8 +1,9 @@
 //! The mel filter bank: which bins of a spectrum make up a band, and how much of each.
 
+use multiversion::multiversion;
 use tonearm_schemas::manifest::{LogMelSpec, MelNorm, MelScale};
 
-/// Frames that are worked on side by side: two registers of SSE, which every x86-64 has.
+/// Frames that are worked on side by side: a register of AVX, or two of SSE, which every x86-64 has.
 pub(crate) const LANES: usize = 8;
 
 /// Triangles on the mel scale, `[bands × bins]`, of which only the non-zero run of each band is kept.
@@ -50,25 +51,24 @@ impl MelBank {
 
     /// `bank × spectrum` of several frames side by side: `spectrum: [bins]`, `bands: [bands]`.
     pub fn apply(&self, spectrum: &[[f32; LANES]], bands: &mut [[f32; LANES]]) {
-        let mut weights = self.weights.as_slice();
-        for (values, band) in bands.iter_mut().zip(&self.bands) {
-            let (run, rest) = weights.split_at(band.bins);
-            weights = rest;
-            *values = weighted(run, &spectrum[band.first_bin..]);
-        }
+        apply(&self.bands, &self.weights, spectrum, bands);
     }
 }
 
-/// The sum of as many of `bins` as there are `weights`, each times its weight.
-#[inline(always)]
-fn weighted(weights: &[f32], bins: &[[f32; LANES]]) -> [f32; LANES] {
-    let mut sums = [0.0; LANES];
-    for (weight, bin) in weights.iter().zip(bins) {
-        for (sum, value) in sums.iter_mut().zip(bin) {
-            *sum += weight * value;
+/// Compiled for wider registers too, with the same results to the bit.
+#[multiversion(targets("x86_64+avx2"))]
+fn apply(runs: &[Band], mut weights: &[f32], spectrum: &[[f32; LANES]], bands: &mut [[f32; LANES]]) {
+    for (values, run) in bands.iter_mut().zip(runs) {
+        let (own, rest) = weights.split_at(run.bins);
+        weights = rest;
+        let mut sums = [0.0; LANES];
+        for (weight, bin) in own.iter().zip(&spectrum[run.first_bin..]) {
+            for (sum, value) in sums.iter_mut().zip(bin) {
+                *sum += weight * value;
+            }
         }
+        *values = sums;
     }
-    sums
 }
 
 // Slaney, "Auditory Toolbox" (1998), mfcc.m: linear up to 1 kHz, then 27 steps per factor of 6.4.
