@@ -1,7 +1,8 @@
 //! A model whose graph was read, rewritten and planned, run by own code.
 
-use std::sync::{Mutex, PoisonError};
+use std::cell::RefCell;
 
+use thread_local::ThreadLocal;
 use tonearm_schemas::manifest::{FeatureSpec, Manifest, OutputKind};
 
 use super::{
@@ -19,8 +20,8 @@ pub struct Compiled {
     precision: Precision,
     window_len: usize,
     logits: bool,
-    /// As many as ever ran at once: a run takes one and gives it back, so that no window allocates.
-    idle: Mutex<Vec<Scratch>>,
+    /// One per thread: no window allocates, and each stays in the caches of its core.
+    scratch: ThreadLocal<RefCell<Scratch>>,
 }
 
 impl Compiled {
@@ -41,12 +42,8 @@ impl Compiled {
             precision,
             window_len: manifest.window_len(),
             logits: manifest.output.kind == OutputKind::Logits,
-            idle: Mutex::default(),
+            scratch: ThreadLocal::new(),
         })
-    }
-
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Scratch>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -59,10 +56,8 @@ impl Model for Compiled {
         if let Some((index, &value)) = window.iter().enumerate().find(|(_, value)| !value.is_finite()) {
             return Err(ForwardError::WindowNotFinite { index, value });
         }
-        let idle = self.idle().pop();
-        let mut scratch = idle.unwrap_or_else(|| self.plan.scratch());
-        let mut scores = self.plan.run(window, &mut scratch);
-        self.idle().push(scratch);
+        let scratch = self.scratch.get_or(|| RefCell::new(self.plan.scratch()));
+        let mut scores = self.plan.run(window, &mut scratch.borrow_mut());
         if self.logits {
             scores.iter_mut().for_each(|score| *score = sigmoid(*score));
         }
