@@ -61,8 +61,8 @@ pub struct Geometry {
     /// Elements from one row of the image, and one column, to the next.
     pub steps: [usize; 2],
     /// `[rows × columns × channels]` in both, before any axes are merged.
-    pub from: View,
-    pub to: View,
+    from: View,
+    to: View,
     /// From one value to the next along each axis.
     to_steps: [usize; 2],
     /// Places of padding before rows and columns, before any axes are merged.
