@@ -239,10 +239,7 @@ impl<'c> Runtime<'c, '_> {
 
     /// Until something happens or is due.
     fn wait(&mut self) -> Result<(), RunError> {
-        let until_commit = match self.outbox.pending() {
-            Some((since, _)) => self.config.runtime.commit_interval.saturating_sub(since.elapsed()),
-            None => TICK,
-        };
+        let until_commit = self.until_commit().unwrap_or(TICK);
         let (mut worked, mut closed, mut positions) = (None, None, None);
         select! {
             recv(self.results) -> result => worked = result.ok(),
@@ -373,9 +370,7 @@ impl<'c> Runtime<'c, '_> {
             // Records that have no outputs of their own move the group on as well.
             self.outbox.begin();
         }
-        let Some((since, bytes)) = self.outbox.pending() else { return };
-        let draining = self.shards.values().any(|shard| shard.deadline.is_some());
-        if since.elapsed() < self.config.runtime.commit_interval && bytes < COMMIT_BYTES && !draining {
+        if self.until_commit() != Some(Duration::ZERO) {
             return;
         }
         let positions: Positions = self
@@ -384,6 +379,18 @@ impl<'c> Runtime<'c, '_> {
             .filter_map(|(&partition, shard)| Some((partition, shard.ledger.position()?)))
             .collect();
         self.outbox.commit(positions, self.consumer.group_metadata());
+    }
+
+    /// How long until what was sent is to be committed.
+    ///
+    /// Commits begin an interval apart, so that the first result after a pause does not wait for others.
+    fn until_commit(&self) -> Option<Duration> {
+        let bytes = self.outbox.pending()?;
+        let draining = self.shards.values().any(|shard| shard.deadline.is_some());
+        if bytes >= COMMIT_BYTES || draining {
+            return Some(Duration::ZERO);
+        }
+        Some(self.config.runtime.commit_interval.saturating_sub(self.outbox.last_commit().elapsed()))
     }
 
     fn take_closed(&mut self, closed: Closed) -> Result<(), RunError> {

@@ -67,6 +67,7 @@ pub struct Outbox {
     /// Aborts since the last commit, and when the last one was.
     aborts: u32,
     aborted: Instant,
+    last_commit: Instant,
     committer: Committer,
 }
 
@@ -102,7 +103,8 @@ impl Outbox {
         let transactions = Transactions::new(config, fingerprint);
         let state = State::Idle(transactions.first_producer()?);
         let committer = Committer::start(Arc::new(transactions))?;
-        Ok(Self { delivery: config.runtime.delivery, state, aborts: 0, aborted: Instant::now(), committer })
+        let now = Instant::now();
+        Ok(Self { delivery: config.runtime.delivery, state, aborts: 0, aborted: now, last_commit: now, committer })
     }
 
     /// The number of partitions of `topic`.
@@ -120,12 +122,17 @@ impl Outbox {
         matches!(self.state, State::Idle(_))
     }
 
-    /// When the first record since the last commit was sent, and how many bytes since.
-    pub fn pending(&self) -> Option<(Instant, usize)> {
+    /// Bytes sent since the last commit, where there is something to commit.
+    pub fn pending(&self) -> Option<usize> {
         match self.state {
-            State::Open { since, bytes, .. } => Some((since, bytes)),
+            State::Open { bytes, .. } => Some(bytes),
             _ => None,
         }
+    }
+
+    /// When the last commit was begun; at first, when this was opened.
+    pub fn last_commit(&self) -> Instant {
+        self.last_commit
     }
 
     /// Begins a transaction or batch where none is open. False where it cannot be: another is being closed, or several in
@@ -181,6 +188,7 @@ impl Outbox {
     /// Starts committing what was sent, together with the positions in the input. `group` is fresh: the broker refuses
     /// positions of a process that is no longer a member.
     pub fn commit(&mut self, positions: Positions, group: Option<ConsumerGroupMetadata>) {
+        self.last_commit = Instant::now();
         let kept = Some(positions.clone());
         self.close(kept, |producer| Closing::Commit { producer, positions, group });
     }
