@@ -7,6 +7,7 @@ pub mod decode;
 pub mod features;
 pub mod infer;
 mod mel;
+mod power_spectra;
 pub mod resample;
 pub mod spectrogram;
 pub mod windows;

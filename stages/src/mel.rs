@@ -3,8 +3,7 @@
 use multiversion::multiversion;
 use tonearm_schemas::manifest::{LogMelSpec, MelNorm, MelScale};
 
-/// Frames that are worked on side by side: a register of AVX, or two of SSE, which every x86-64 has.
-pub(crate) const LANES: usize = 8;
+use crate::power_spectra::LANES;
 
 /// Triangles on the mel scale, `[bands × bins]`, of which only the non-zero run of each band is kept.
 pub(crate) struct MelBank {

@@ -1,13 +1,10 @@
 //! PCM at the model's rate → frames of log-mel features.
 
-use std::sync::Arc;
-
 use multiversion::multiversion;
-use rustfft::num_complex::Complex;
-use rustfft::{Fft, FftPlanner};
 use tonearm_schemas::manifest::{LogBase, LogMelSpec, LogSpec, Padding, WindowFunction};
 
-use crate::mel::{LANES, MelBank};
+use crate::mel::MelBank;
+use crate::power_spectra::{LANES, PowerSpectra};
 
 /// Log-mel frames of one track, piece by piece: `log(scale · (mel × |STFT|^power) + offset)`, as librosa 0.11 computes
 /// `melspectrogram` in double precision.
@@ -19,20 +16,15 @@ use crate::mel::{LANES, MelBank};
 /// - The frames do not depend on how the track is cut into pieces.
 /// - A sample that is not finite makes the frames it lies in NaN.
 pub struct LogMel {
+    n_fft: usize,
     hop: usize,
     padding: Padding,
     power: f32,
     log: LogSpec,
-    /// Half of the window function, `[n_fft]`.
-    window: Vec<f64>,
+    spectra: PowerSpectra,
     bank: MelBank,
-    /// The samples from the start of the next frame on.
+    /// The samples from the start of the next group on.
     pending: Vec<f32>,
-    /// In double precision like librosa's: in single, the rounding of a loud bin reaches quiet ones, and the logarithm shows it.
-    fft: Arc<dyn Fft<f64>>,
-    /// Two frames, one as the real and one as the imaginary part, and then their transform.
-    pair: Vec<Complex<f64>>,
-    scratch: Vec<Complex<f64>>,
     /// Of a group of frames: `[bins × LANES]` and `[bands × LANES]`.
     spectrum: Vec<[f32; LANES]>,
     mel: Vec<[f32; LANES]>,
@@ -41,43 +33,58 @@ pub struct LogMel {
 impl LogMel {
     /// Features as `spec` says, which [`Manifest::parse`](tonearm_schemas::manifest::Manifest::parse) has checked.
     pub fn new(spec: &LogMelSpec, sample_rate_hz: u32) -> Self {
-        let fft = FftPlanner::new().plan_fft_forward(spec.n_fft);
         let before = match spec.padding {
             Padding::CenterZero => spec.n_fft / 2,
             Padding::None => 0,
         };
         Self {
+            n_fft: spec.n_fft,
             hop: spec.hop,
             padding: spec.padding,
             power: spec.power,
             log: spec.log,
-            window: window(spec.window, spec.n_fft).iter().map(|gain| 0.5 * gain).collect(),
+            spectra: PowerSpectra::new(window(spec.window, spec.n_fft)),
             bank: MelBank::new(spec, sample_rate_hz),
             pending: vec![0.0; before],
-            pair: vec![Complex::default(); spec.n_fft],
-            scratch: vec![Complex::default(); fft.get_inplace_scratch_len()],
             spectrum: vec![[0.0; LANES]; spec.n_fft / 2 + 1],
             mel: vec![[0.0; LANES]; spec.bands],
-            fft,
         }
     }
 
     /// Takes the next `samples` and appends frames that they complete to `frames: [n × bands]`, in whole groups of [`LANES`]: the rest
     /// comes later, so that it does not matter how a track is cut.
     pub fn push(&mut self, samples: &[f32], frames: &mut Vec<f32>) {
-        self.pending.extend_from_slice(samples);
-        let mut start = 0;
-        while self.whole_frames(start) >= LANES {
-            self.group(start, LANES, frames);
-            start += LANES * self.hop;
+        let (whole, step) = ((LANES - 1) * self.hop + self.n_fft, LANES * self.hop);
+        let mut pending = std::mem::take(&mut self.pending);
+        let mut rest = samples;
+        // Groups that begin in what is pending are completed there; the others are read where they lie.
+        while !pending.is_empty() {
+            let (missing, later) = rest.split_at(whole.saturating_sub(pending.len()).min(rest.len()));
+            pending.extend_from_slice(missing);
+            rest = later;
+            if pending.len() < whole {
+                break;
+            }
+            self.group(&pending, LANES, frames);
+            pending.drain(..step);
+            let taken = samples.len() - rest.len();
+            if let Some(start) = taken.checked_sub(pending.len()) {
+                pending.clear();
+                rest = &samples[start..];
+            }
         }
-        self.pending.drain(..start);
+        while rest.len() >= whole {
+            self.group(rest, LANES, frames);
+            rest = &rest[step..];
+        }
+        pending.extend_from_slice(rest);
+        self.pending = pending;
     }
 
     /// Ends the track: appends its last frames.
     pub fn finish(&mut self, frames: &mut Vec<f32>) {
         if self.padding == Padding::CenterZero {
-            self.push(&vec![0.0; self.window.len() / 2], frames);
+            self.push(&vec![0.0; self.n_fft / 2], frames);
         }
         self.flush(frames);
     }
@@ -86,31 +93,26 @@ impl LogMel {
     /// see the end of the track.
     pub fn silence(&mut self, count: usize, frames: &mut Vec<f32>) {
         if let Some(hops) = count.checked_sub(1) {
-            let missing = hops * self.hop + self.window.len() - self.pending.len();
+            let missing = hops * self.hop + self.n_fft - self.pending.len();
             self.push(&vec![0.0; missing], frames);
             self.flush(frames);
         }
     }
 
-    /// Whole frames among the pending samples from `start` on.
-    fn whole_frames(&self, start: usize) -> usize {
-        (self.pending.len() - start).checked_sub(self.window.len()).map_or(0, |more| 1 + more / self.hop)
-    }
-
     /// Appends the whole frames that wait for their group.
     fn flush(&mut self, frames: &mut Vec<f32>) {
-        let count = self.whole_frames(0);
-        if count > 0 {
-            self.group(0, count, frames);
-            self.pending.drain(..count * self.hop);
+        if let Some(more) = self.pending.len().checked_sub(self.n_fft) {
+            let count = 1 + more / self.hop;
+            let mut pending = std::mem::take(&mut self.pending);
+            self.group(&pending, count, frames);
+            pending.drain(..count * self.hop);
+            self.pending = pending;
         }
     }
 
-    /// Appends `count` frames, at most [`LANES`], the first of which begins at `start` of the pending samples.
-    fn group(&mut self, start: usize, count: usize, frames: &mut Vec<f32>) {
-        for lane in (0..count).step_by(2) {
-            self.transform(start, lane, lane + 1 < count);
-        }
+    /// Appends the first `count` frames of `samples`, at most [`LANES`].
+    fn group(&mut self, samples: &[f32], count: usize, frames: &mut Vec<f32>) {
+        self.spectra.apply(samples, self.hop, count, &mut self.spectrum);
         let values = self.spectrum.as_flattened_mut();
         if self.power == 1.0 {
             values.iter_mut().for_each(|value| *value = value.sqrt());
@@ -125,65 +127,9 @@ impl LogMel {
             frames.extend(self.mel.iter().map(|band| band[lane]));
         }
     }
-
-    /// Writes the power spectra of frame `lane` of a group, and of the next one if there is one, into their lanes.
-    fn transform(&mut self, start: usize, lane: usize, two: bool) {
-        let first = start + lane * self.hop;
-        let second = if two { first + self.hop } else { first };
-        self.transform_pair(first, second);
-        if (self.pair[0].re + self.pair[0].im).is_finite() {
-            powers(&self.pair, &mut self.spectrum, lane);
-            return;
-        }
-        // Each bin of the transform holds both frames: the one that is not finite would spoil the other.
-        let finite = [first, second].map(|at| self.pending[at..][..self.window.len()].iter().all(|x| x.is_finite()));
-        self.transform_pair(if finite[0] { first } else { second }, if finite[1] { second } else { first });
-        powers(&self.pair, &mut self.spectrum, lane);
-        for (lane, _) in (lane..).zip(finite).filter(|(_, finite)| !finite) {
-            self.spectrum.iter_mut().for_each(|bin| bin[lane] = f32::NAN);
-        }
-    }
-
-    /// The transform of the frames that begin at `first` and `second` of the pending samples.
-    fn transform_pair(&mut self, first: usize, second: usize) {
-        let n_fft = self.window.len();
-        let (first, second) = (&self.pending[first..][..n_fft], &self.pending[second..][..n_fft]);
-        interleave(&mut self.pair, first, second, &self.window);
-        self.fft.process_with_scratch(&mut self.pair, &mut self.scratch);
-    }
 }
 
 // The loops over all values are compiled for wider registers too. The results are the same to the bit: nothing is reordered or fused.
-
-/// `first` and `second` under the window, halved, as real and imaginary parts.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq", "x86_64+avx2"))]
-fn interleave(pair: &mut [Complex<f64>], first: &[f32], second: &[f32], window: &[f64]) {
-    for (((to, a), b), gain) in pair.iter_mut().zip(first).zip(second).zip(window) {
-        *to = Complex::new(f64::from(*a) * gain, f64::from(*b) * gain);
-    }
-}
-
-/// The powers of the two frames in `pair`, their transform, into the lanes `lane` and `lane + 1` of `spectrum`.
-///
-/// With Z the transform of (a + ib) / 2: A(k) = Z(k) + conj Z(n − k) and i B(k) = Z(k) − conj Z(n − k).
-#[multiversion(targets("x86_64+avx2"))]
-fn powers(pair: &[Complex<f64>], spectrum: &mut [[f32; LANES]], lane: usize) {
-    let put = |to: &mut [f32; LANES], z: &Complex<f64>, mirrored: &Complex<f64>| {
-        let (sum, difference) = (z + mirrored, z - mirrored);
-        let a = sum.re * sum.re + difference.im * difference.im;
-        let b = sum.im * sum.im + difference.re * difference.re;
-        if let Some(to) = to.get_mut(lane..lane + 2) {
-            to.copy_from_slice(&[a as f32, b as f32]);
-        }
-    };
-    let (Some((zero, others)), Some((constant, rest))) = (spectrum.split_first_mut(), pair.split_first()) else {
-        return;
-    };
-    put(zero, constant, constant);
-    for ((to, z), mirrored) in others.iter_mut().zip(rest).zip(rest.iter().rev()) {
-        put(to, z, mirrored);
-    }
-}
 
 /// `log(scale · value + offset)` of each value.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq", "x86_64+avx2"))]
