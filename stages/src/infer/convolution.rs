@@ -8,9 +8,9 @@ use super::{
     element::Element,
     epilogue::Epilogue,
     graph::Convolution,
-    kernels::{Base, LANES, Simd, Then, Vectorised, Walk, tile},
+    kernels::{LANES, Larger, Product, Simd, Vectorised, Walk, Window, tile},
     level::{Level, Steady},
-    panel::{MOST_PIXELS, Panel, TILE_LEN, pack, tiles},
+    panel::{Aligned, LINE, MOST_PIXELS, Panel, TILE_LEN, at_least, pack, tiles},
     view::View,
 };
 
@@ -128,6 +128,11 @@ impl Geometry {
         self.column == 1 && !self.merged
     }
 
+    /// The axis of time as the image is laid out.
+    pub fn time(&self) -> usize {
+        usize::from(self.turned)
+    }
+
     /// The same with zeros after it, so that one axis has `padded` places; for [one channel](Self::one_channel).
     pub fn extended<T: Element>(mut self, axis: usize, padded: usize) -> Self {
         self.axes[axis].after += padded - self.axes[axis].padded();
@@ -166,7 +171,7 @@ impl Geometry {
         let rounded = T::PER_STEP > 1;
         let weight = |channel, run, k| self.weight(convolution, channel, run, k);
         (rounded && self.one_channel())
-            .then(|| Level::new(usize::from(self.turned), self.axes, self.channels, simd, weight))
+            .then(|| Level::new(self.time(), self.axes, self.channels, simd, weight))
             .flatten()
     }
 }
@@ -189,7 +194,7 @@ pub struct Kernel<T> {
     pub axes: [Axis; 2],
     /// Elements from one row of the image, and one column, to the next.
     pub steps: [usize; 2],
-    weights: Vec<T>,
+    weights: Aligned<T>,
     pub panels: Vec<Panel>,
 }
 
@@ -206,20 +211,16 @@ impl<T: Element> Kernel<T> {
         Self { axes, steps, weights, panels }
     }
 
-    /// The sums of `count` pixels, `pixel` elements apart. `firsts` are the row and column where the kernel starts for the
-    /// first of them, `lasts` those for the last.
+    /// The product of a tile whose pixels are `pixel` elements apart. `firsts` are the row and column where the kernel starts for
+    /// the first of them and the first place of their window, `lasts` those for the last.
     #[inline]
-    #[expect(clippy::too_many_arguments, reason = "a tile's operands")]
-    pub fn tile(
-        &self,
+    pub fn product<'a>(
+        &'a self,
         panel: &Panel,
-        image: &[T],
+        image: &'a [T],
         [firsts, lasts]: [[usize; 2]; 2],
-        [count, pixel]: [usize; 2],
-        then: Then<'_>,
-        simd: Simd,
-        sums: &mut [f32],
-    ) {
+        pixel: usize,
+    ) -> Product<'a, T> {
         let [rows, columns] = &self.axes;
         let run = columns.kernel * self.steps[1];
         let block = T::PER_STEP * panel.groups * LANES;
@@ -234,37 +235,43 @@ impl<T: Element> Kernel<T> {
         let w = panel.weights + run_0 * w_run + step_0 * block;
         // Beyond the image where nothing is seen.
         let (x, w) = (image.get(x..).unwrap_or_default(), self.weights.get(w..).unwrap_or_default());
-        tile(simd, [count, panel.groups], x, w, walk, then, sums);
+        Product::single(x, w, walk)
     }
 }
 
 /// What one convolution after the other works in.
-#[derive(Default)]
 pub struct Work {
     /// Of one tile.
-    pub sums: Vec<f32>,
+    pub sums: Aligned<f32>,
     /// Of the image: one per column, or per row, with zeros where its padding lies.
     pub means: Vec<f32>,
     /// What the mean of the image adds to the sums.
-    pub level: Vec<f32>,
+    pub level: Aligned<f32>,
     /// A whole image before it is split.
     pub image: Vec<f32>,
-    pub buffers: [Vec<f32>; 2],
+    /// Parts of a whole image, while it is split.
+    pub parts: [Vec<f32>; 2],
+    buffers: [Aligned<f32>; 2],
 }
 
 impl Work {
     /// Two buffers of at least these lengths, cut to them, with whatever was in them.
     pub fn buffers(&mut self, lengths: [usize; 2]) -> [&mut [f32]; 2] {
         let mut lengths = lengths.into_iter();
-        self.buffers.each_mut().map(|buffer| {
-            let length = lengths.next().unwrap_or(0);
-            buffer.resize(buffer.len().max(length), 0.0);
-            &mut buffer[..length]
-        })
+        self.buffers.each_mut().map(|buffer| at_least(buffer, lengths.next().unwrap_or(0)))
     }
 
     pub fn new() -> Self {
-        Self { sums: vec![0.0; TILE_LEN], ..Self::default() }
+        let mut sums = Aligned::new(LINE);
+        sums.resize(TILE_LEN, 0.0);
+        Self {
+            sums,
+            means: Vec::new(),
+            level: Aligned::new(LINE),
+            image: Vec::new(),
+            parts: [Vec::new(), Vec::new()],
+            buffers: [Aligned::new(LINE), Aligned::new(LINE)],
+        }
     }
 }
 
@@ -340,7 +347,9 @@ impl<T: Element> Direct<T> {
                 let start = along.start(value, inner[self.along]);
                 if self.along == 0 { [start, fixed] } else { [fixed, start] }
             });
-            let base = level.map(|steady| {
+            let mut product = self.kernel.product(panel, image, [firsts, lasts], pixel);
+            product.larger = if inner == [0, 0] { Larger::Never } else { Larger::Always };
+            if let Some(steady) = level {
                 if offsets_of != Some(inner[self.along]) {
                     offsets_of = Some(inner[self.along]);
                     for (m, offset) in offsets[..count].iter_mut().enumerate() {
@@ -348,13 +357,10 @@ impl<T: Element> Direct<T> {
                         *offset = steady.level.offset(self.along, place, lanes);
                     }
                 }
-                let across = other * across.pool_stride + inner[1 - self.along];
-                let across = steady.level.offset(1 - self.along, across, lanes);
-                let scale = steady.level.scale(firsts[0], steady.means);
-                Base { values: &steady.sums[across..], offsets: &offsets, scale }
-            });
-            let then = Then { base, max: inner != [0, 0], ..Then::default() };
-            self.kernel.tile(panel, image, [firsts, lasts], [count, pixel], then, self.simd, sums);
+                let place = other * across.pool_stride + inner[1 - self.along];
+                product.base = Some(steady.base(1 - self.along, [place, 0], lanes, &offsets));
+            }
+            tile(self.simd, [count, panel.groups], &[product], Window::SINGLE, sums);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A convolution along one axis by fast FIR algorithms: fewer products for a few more sums.
+//! A convolution of one channel by fast FIR algorithms: fewer products for a few more sums.
 //!
 //! Even and odd values of a long filter `h` need the even and odd taps over the even and odd places of `x`, four filters of half
 //! the length. Three are enough (Mou and Duhamel, "Short-Length FIR Filters and Their Use in Fast Nonrecursive Filtering",
@@ -8,85 +8,142 @@
 //! m₀ = hₑ · (xₑ − xₒ)    m₁ = (hₑ + hₒ) · xₒ    m₂ = hₒ · (xₑ₊₁ − xₒ)    yₑ = m₀ + m₁    yₒ = m₁ + m₂
 //! ```
 //!
-//! Each of the three may be split again. In float32 this is as exact as the direct sum. In bfloat16, where sums of taps and of
-//! places are rounded, scores are up to three times as far off (measured), so each model is tried with and without it.
+//! Each of the three may be split again, along the same axis or the other. In float32 this is as exact as the direct sum. In
+//! bfloat16, where sums of taps and of places are rounded, scores are up to three times as far off (measured), so each model is
+//! tried with and without it.
 
 use super::{
     convolution::{Axis, Geometry, Kernel, Store, Work, convert},
     element::Element,
     epilogue::Epilogue,
     graph::Convolution,
-    kernels::{Base, LANES, Simd, Then, Vectorised},
+    kernels::{LANES, Larger, Product, Simd, Start, Vectorised, Window, tile},
     level::{Level, Steady},
-    panel::{MOST_PIXELS, tiles},
+    panel::{MOST_PIXELS, at_least, tiles},
 };
 
-const LEVELS: usize = PRODUCTS.len();
+const LEVELS: usize = 3;
 /// What a product costs besides its steps, in steps (measured).
-const PRODUCT_COST: usize = 8;
+const PRODUCT_COST: usize = 4;
 /// It has to take less than this part of the direct sum's steps: what is split is also rounded more.
 const WORTH_IT: f64 = 0.8;
 
-/// Sums of some of the products, which several values need.
-const PARTS: usize = 4;
+/// The axis that is split at each level. Tiles lie along the first.
+pub type Split = Vec<usize>;
 
-/// One product, by the number of its filter: what is added to it, and what it then is.
-struct Product(usize, &'static [usize], Is);
-
-enum Is {
-    Part(usize),
-    Value(usize),
+/// Places along `axis` that one step of the split filters goes on by.
+fn every(split: &[usize], axis: usize) -> usize {
+    1 << split.iter().filter(|&&at| at == axis).count()
 }
-
-/// The products of one level and of two. Each value is complete as soon as it can be, so that all of it stays in the first cache.
-const PRODUCTS: [&[Product]; 2] = [
-    &[Product(1, &[], Is::Part(0)), Product(0, &[0], Is::Value(0)), Product(2, &[0], Is::Value(1))],
-    &[
-        Product(4, &[], Is::Part(0)),
-        Product(1, &[0], Is::Part(1)),
-        Product(3, &[], Is::Part(2)),
-        Product(0, &[1, 2], Is::Value(0)),
-        Product(5, &[], Is::Part(3)),
-        Product(2, &[1, 3], Is::Value(2)),
-        Product(7, &[0], Is::Part(1)),
-        Product(6, &[1, 2], Is::Value(1)),
-        Product(8, &[1, 3], Is::Value(3)),
-    ],
-];
-
-/// The axis that is split, and how many times.
-pub type Split = (usize, usize);
 
 /// The split that saves most, where one saves enough.
 pub fn best_split<T: Element>(geometry: &Geometry) -> Option<Split> {
-    let [rows, columns] = geometry.axes;
-    let steps = |columns: usize| columns.div_ceil(T::PER_STEP);
-    let fits = |axis: &usize| {
-        let Axis { stride, window, pool_stride, kernel, .. } = geometry.axes[*axis];
-        // With more channels than one, making the images costs what the products save (measured).
-        stride == 1 && window == 1 && pool_stride == 1 && kernel > 1 && geometry.one_channel()
+    // With more channels than one, making the images costs what the products save (measured).
+    if !geometry.one_channel() {
+        return None;
+    }
+    let axes = geometry.axes;
+    let steps = |[rows, columns]: [usize; 2]| rows * columns.div_ceil(T::PER_STEP) + PRODUCT_COST;
+    let fits = |split: &Split| {
+        let [along, across] = [split[0], 1 - split[0]].map(|axis| axes[axis]);
+        let taps_enough = [0, 1].iter().all(|&axis| every(split, axis) <= axes[axis].kernel);
+        // Of the mean, what is added goes on evenly from place to place only across time.
+        let even = split[0] == geometry.time() || across.window == 1;
+        let whole = across.stride == 1 && across.out == 1;
+        let single = along.stride == 1 && along.window == 1 && along.pool_stride == 1;
+        taps_enough && even && single && (whole || !split.contains(&(1 - split[0])))
     };
-    // What part of the direct sum's steps it takes for all values along the axis.
-    let part = |&(axis, levels): &Split| {
-        let Axis { kernel, out, .. } = geometry.axes[axis];
-        let cost = |filter: &Filter| match axis {
-            0 => filter.length * steps(columns.kernel) + PRODUCT_COST,
-            _ => rows.kernel * steps(filter.length) + PRODUCT_COST,
+    // What part of the direct sum's steps it takes for all values.
+    let part = |split: &Split| {
+        let cost: usize = filters(split, axes.map(|axis| axis.kernel)).iter().map(|filter| steps(filter.lengths)).sum();
+        let places = [0, 1].map(|axis| {
+            let it = axes[axis];
+            let all = it.out * it.window;
+            all.div_ceil(every(split, axis)) as f64 / all as f64
+        });
+        cost as f64 * places[0] * places[1] / steps(axes.map(|axis| axis.kernel)) as f64
+    };
+    let splits = (1..=LEVELS).flat_map(|levels| {
+        [0, 1].into_iter().flat_map(move |along| {
+            // Levels along the first axis come first.
+            (1..=levels).map(move |first| {
+                let mut split = vec![along; first];
+                split.resize(levels, 1 - along);
+                split
+            })
+        })
+    });
+    splits.filter(fits).min_by(|a, b| part(a).total_cmp(&part(b))).filter(|best| part(best) <= WORTH_IT)
+}
+
+/// One of the filters.
+struct Filter {
+    /// Along each axis, the first and the last place of `x` that its first tap sees, relative to every `every`-th one.
+    sees: [[usize; 2]; 2],
+    /// Along each axis, the taps of the whole filter that its first tap is the sum of.
+    taps: [Vec<usize>; 2],
+    lengths: [usize; 2],
+}
+
+/// All filters that one with `lengths` taps is split into.
+fn filters(split: &[usize], lengths: [usize; 2]) -> Vec<Filter> {
+    let mut filters = vec![Filter { sees: [[0; 2]; 2], taps: [vec![0], vec![0]], lengths }];
+    for (level, &axis) in split.iter().enumerate() {
+        let step = every(&split[..level], axis);
+        let in_three = |filter: Filter| {
+            let forms: [([usize; 2], &[usize]); 3] = [([0, 1], &[0]), ([1, 1], &[0, 1]), ([1, 2], &[1])];
+            forms.map(|([first, last], taps)| {
+                let Filter { mut sees, taps: mut sums, mut lengths } = Filter { taps: filter.taps.clone(), ..filter };
+                sees[axis] = [sees[axis][0] + first * step, sees[axis][1] + last * step];
+                sums[axis] = sums[axis].iter().flat_map(|&at| taps.iter().map(move |more| at + more * step)).collect();
+                lengths[axis] = if taps.contains(&0) { lengths[axis].div_ceil(2) } else { lengths[axis] / 2 };
+                Filter { sees, taps: sums, lengths }
+            })
         };
-        let split = filters(levels, kernel).iter().map(cost).sum::<usize>() * out.div_ceil(1 << levels);
-        split as f64 / (rows.kernel * steps(columns.kernel) * out) as f64
-    };
-    let splits = [0, 1].into_iter().filter(fits).flat_map(|axis| (1..=LEVELS).map(move |levels| (axis, levels)));
-    splits.min_by(|a, b| part(a).total_cmp(&part(b))).filter(|best| part(best) <= WORTH_IT)
+        filters = filters.into_iter().flat_map(in_three).collect();
+    }
+    filters
+}
+
+/// One product: the number of its filter, the sums it is added to, and the slot where both go.
+struct Part {
+    filter: usize,
+    start: Start,
+    plus: [Option<usize>; LEVELS - 1],
+    to: usize,
+}
+
+/// The products that make `to`, the values of a filter after all splits: each is what the lists of `plus` hold at its place, and
+/// more. Slots from `free` on are free. What all values of a level have in common is made first.
+fn program(filter: usize, plus: &[Vec<usize>], to: &[usize], free: usize, parts: &mut Vec<Part>) {
+    if let &[to] = to {
+        let mut plus: Vec<usize> = plus.iter().map(|slots| slots[0]).collect();
+        let start = match plus.pop() {
+            None => Start::Zero,
+            Some(slot) if parts.last().is_some_and(|last| last.to == slot) => Start::Last,
+            Some(slot) => Start::Slot(slot),
+        };
+        let plus = std::array::from_fn(|at| plus.get(at).copied());
+        parts.push(Part { filter, start, plus, to });
+        return;
+    }
+    let common: Vec<usize> = (free..free + to.len() / 2).collect();
+    let free = free + common.len();
+    program(3 * filter + 1, &[], &common, free, parts);
+    for (odd, third) in [(0, 0), (1, 2)] {
+        let half = |slots: &Vec<usize>| slots.iter().copied().skip(odd).step_by(2).collect();
+        let mut plus: Vec<Vec<usize>> = plus.iter().map(half).collect();
+        plus.push(common.clone());
+        program(3 * filter + third, &plus, &half(&to.to_vec()), free, parts);
+    }
 }
 
 pub struct FastFir<T> {
     geometry: Geometry,
-    /// The axis that is split.
-    axis: usize,
-    levels: usize,
-    /// Values of one filter along the axis.
-    out: usize,
+    split: Split,
+    parts: Vec<Part>,
+    /// Values of one filter along each axis, before the maximum.
+    places: [usize; 2],
     kernels: Vec<Kernel<T>>,
     then: Epilogue,
     simd: Simd,
@@ -96,108 +153,85 @@ pub struct FastFir<T> {
     level: Option<Level>,
 }
 
-/// One of the filters.
-struct Filter {
-    /// The first and the last place of `x` that its first tap sees, relative to every `2^levels`-th one.
-    sees: [usize; 2],
-    /// The taps of the whole filter that its first tap is the sum of.
-    taps: Vec<usize>,
-    length: usize,
-}
-
-/// All filters that one with `length` taps is split into.
-fn filters(levels: usize, length: usize) -> Vec<Filter> {
-    let mut filters = vec![Filter { sees: [0, 0], taps: vec![0], length }];
-    for level in 0..levels {
-        let split = |filter: Filter| {
-            let forms: [([usize; 2], &[usize]); 3] = [([0, 1], &[0]), ([1, 1], &[0, 1]), ([1, 2], &[1])];
-            forms.map(|([first, last], taps)| Filter {
-                sees: [filter.sees[0] + (first << level), filter.sees[1] + (last << level)],
-                taps: filter.taps.iter().flat_map(|&at| taps.iter().map(move |more| at + (more << level))).collect(),
-                length: if taps.contains(&0) { filter.length.div_ceil(2) } else { filter.length / 2 },
-            })
-        };
-        filters = filters.into_iter().flat_map(split).collect();
-    }
-    filters
-}
-
 impl<T: Element> FastFir<T> {
-    pub fn new(
-        geometry: Geometry,
-        convolution: &Convolution,
-        (axis, levels): Split,
-        simd: Simd,
-        images: &mut usize,
-    ) -> Self {
-        let Axis { before, length, kernel, out, .. } = geometry.axes[axis];
-        let filters = filters(levels, kernel);
-        let out = out.div_ceil(1 << levels);
-        let positions = out + kernel.div_ceil(1 << levels) - 1;
-        // So long that every level's sums find what they need.
-        let geometry = geometry.extended::<T>(axis, ((positions + 1) << levels) - 1);
-        let [rows, row] = match axis {
-            0 => [positions, geometry.steps[0]],
-            _ => [geometry.axes[0].padded(), positions],
-        };
+    pub fn new(geometry: Geometry, convolution: &Convolution, split: Split, simd: Simd, images: &mut usize) -> Self {
+        let whole = geometry.axes;
+        let every = [0, 1].map(|axis| every(&split, axis));
+        let filters = filters(&split, whole.map(|axis| axis.kernel));
+        let places = [0, 1].map(|axis| whole[axis].places().div_ceil(every[axis]));
+        let mut geometry = geometry;
+        let mut sizes = whole.map(|axis| axis.padded());
+        for axis in [0, 1].into_iter().filter(|axis| split.contains(axis)) {
+            sizes[axis] = places[axis] + whole[axis].kernel.div_ceil(every[axis]) - 1;
+            // So long that every level's sums find what they need.
+            geometry = geometry.extended::<T>(axis, (sizes[axis] + 1) * every[axis] - 1);
+        }
         let make = |filter: &Filter| {
-            let mut axes = geometry.axes;
-            let [first, last] = filter.sees;
-            let zeros = before.saturating_sub(last).div_ceil(1 << levels).min(positions);
-            let end = (before + length).saturating_sub(first).div_ceil(1 << levels).clamp(zeros, positions);
-            axes[axis] = Axis {
-                length: end - zeros,
-                before: zeros,
-                after: positions - end,
-                kernel: filter.length,
-                out,
-                ..geometry.axes[axis]
-            };
+            let axes = [0, 1].map(|axis| {
+                let Axis { before, length, .. } = whole[axis];
+                if !split.contains(&axis) {
+                    return geometry.axes[axis];
+                }
+                let [first, last] = filter.sees[axis];
+                let zeros = before.saturating_sub(last).div_ceil(every[axis]).min(sizes[axis]);
+                let end = (before + length).saturating_sub(first).div_ceil(every[axis]).clamp(zeros, sizes[axis]);
+                Axis {
+                    length: end - zeros,
+                    before: zeros,
+                    after: sizes[axis] - end,
+                    kernel: filter.lengths[axis],
+                    ..geometry.axes[axis]
+                }
+            });
             let weight = |channel, run, k| {
-                let tap = if axis == 0 { run } else { k };
-                let taps = filter.taps.iter().map(|more| (tap << levels) + more).filter(|&tap| tap < kernel);
-                let place = |tap| if axis == 0 { [tap, k] } else { [run, tap] };
-                taps.map(place).map(|[run, k]| geometry.weight(convolution, channel, run, k)).sum()
+                let taps = |axis: usize, tap: usize| {
+                    let taps = filter.taps[axis].iter().map(move |more| tap * every[axis] + more);
+                    taps.filter(move |&tap| tap < whole[axis].kernel)
+                };
+                let weight = |(run, k)| geometry.weight(convolution, channel, run, k);
+                taps(0, run).flat_map(|run| taps(1, k).map(move |k| (run, k))).map(weight).sum()
             };
-            Kernel::new(axes, [row, 1], geometry.channels, simd, weight)
+            Kernel::new(axes, [sizes[1], 1], geometry.channels, simd, weight)
         };
         let kernels: Vec<Kernel<T>> = filters.iter().map(make).collect();
         // A last step may read past the end. A cache line between them, so that they do not share the same few sets of the first
         // cache.
-        let step = rows * row + T::PER_STEP + 64 / size_of::<T>();
+        let step = sizes[0] * sizes[1] + T::PER_STEP + 64 / size_of::<T>();
         let image = *images;
         *images += kernels.len() * step;
         let level = geometry.level::<T>(convolution, simd);
         let then = Epilogue::new(&convolution.then, geometry.channels);
-        Self { geometry, axis, levels, out, kernels, then, simd, image, step, level }
+        let mut parts = Vec::new();
+        let values = 1 << split.len();
+        program(0, &[], &(0..values).collect::<Vec<_>>(), values, &mut parts);
+        Self { geometry, split, parts, places, kernels, then, simd, image, step, level }
     }
 
     /// Reads the image from `values` and writes the result there.
     pub fn run(&self, values: &mut [f32], images: &mut [T], work: &mut Work) {
-        let Work { means, level, image: whole, buffers, sums } = work;
+        let Work { means, level, image: whole, parts, sums, .. } = work;
         whole.clear();
         whole.resize(self.geometry.length, 0.0);
         self.geometry.lay_out(self.level.as_ref(), values, whole, means, self.simd);
         let images = &mut images[self.image..][..self.kernels.len() * self.step];
-        self.simd.vectorised(SplitImage(self, &*whole, &mut *images, &mut *buffers));
+        self.simd.vectorised(SplitImage(self, &*whole, &mut *images, &mut *parts));
 
         let (means, level) = (means.as_slice(), level);
-        let all = self.geometry.axes[self.axis].out;
-        let every = 1 << self.levels;
+        let along = self.split[0];
+        let every = every(&self.split, along);
+        let all = self.geometry.axes[along].out;
         for (number, panel) in self.kernels[0].panels.iter().enumerate() {
             let level = self.level.as_ref().map(|it| it.prepare(number, means, level, self.simd));
             let lanes = panel.groups * LANES;
-            for other in 0..self.geometry.axes[1 - self.axis].out {
-                for (first, count) in tiles(self.out, self.simd.pixels(panel.groups)) {
-                    let length = (PARTS + every) * count * lanes;
-                    sums.resize(sums.len().max(length), 0.0);
-                    let sums = &mut sums[..length];
+            for other in 0..self.geometry.axes[1 - along].out {
+                for (first, count) in tiles(self.places[along], self.simd.pixels(panel.groups)) {
+                    let sums = at_least(sums, (2 << self.split.len()) * count * lanes);
                     self.maxima([number, other, first, count], images, level, sums);
-                    for (value, sums) in sums.chunks_exact_mut(count * lanes).skip(PARTS).enumerate() {
+                    for (value, sums) in sums.chunks_exact_mut(count * lanes).take(every).enumerate() {
                         let first = first * every + value;
                         let sums = &mut sums[..all.saturating_sub(first).div_ceil(every).min(count) * lanes];
                         let place = [other, first, every];
-                        let store = Store(&self.geometry, &self.then, sums, panel, self.axis, place, &mut *values);
+                        let store = Store(&self.geometry, &self.then, sums, panel, along, place, &mut *values);
                         self.simd.vectorised(store);
                     }
                 }
@@ -205,8 +239,7 @@ impl<T: Element> FastFir<T> {
         }
     }
 
-    /// The values of `count` places of every filter from `first` on, the maximum of each over its window:
-    /// `[part or value][pixel][lanes]`.
+    /// The values of `count` places of every filter from `first` on, the maximum of each over its window, in the first slots.
     fn maxima(
         &self,
         [number, other, first, count]: [usize; 4],
@@ -214,41 +247,43 @@ impl<T: Element> FastFir<T> {
         level: Option<Steady<'_>>,
         sums: &mut [f32],
     ) {
-        let across = self.geometry.axes[1 - self.axis];
-        let lanes = self.kernels[0].panels[number].groups * LANES;
-        let (parts, values) = sums.split_at_mut(PARTS * count * lanes);
+        let along = self.split[0];
+        let across = self.geometry.axes[1 - along];
+        let [every, every_across] = [along, 1 - along].map(|axis| every(&self.split, axis));
+        let kernels = &self.kernels;
+        let groups = kernels[0].panels[number].groups;
+        let lanes = groups * LANES;
         let mut offsets = [[0; MOST_PIXELS]; 1 << LEVELS];
-        for (value, offsets) in offsets.iter_mut().enumerate().take(1 << self.levels) {
+        for (value, offsets) in offsets.iter_mut().enumerate().take(every) {
             for (pixel, offset) in offsets.iter_mut().enumerate().take(count) {
-                let place = ((first + pixel) << self.levels) + value;
-                *offset = level.map_or(0, |steady| steady.level.offset(self.axis, place, lanes));
+                let place = (first + pixel) * every + value;
+                *offset = level.map_or(0, |steady| steady.level.offset(along, place, lanes));
             }
         }
-        for inner in 0..across.window {
-            let fixed = across.start(other, inner);
-            let places = [first, first + count - 1].map(|at| if self.axis == 0 { [at, fixed] } else { [fixed, at] });
-            let base = level.map(|steady| {
-                let across = steady.level.offset(1 - self.axis, other * across.pool_stride + inner, lanes);
-                (&steady.sums[across..], steady.level.scale(places[0][0], steady.means))
-            });
-            for Product(filter, plus, is) in PRODUCTS[self.levels - 1] {
-                let mut split = parts.chunks_exact_mut(count * lanes);
-                let mut parts: [&mut [f32]; PARTS] = std::array::from_fn(|_| split.next().unwrap_or_default());
-                let (to, mut then) = match *is {
-                    Is::Part(part) => (std::mem::take(&mut parts[part]), Then::default()),
-                    Is::Value(value) => {
-                        let base = base.map(|(values, scale)| Base { values, offsets: &offsets[value], scale });
-                        let to = &mut values[value * count * lanes..][..count * lanes];
-                        (to, Then { base, max: inner > 0, ..Then::default() })
-                    }
-                };
-                for (to, &part) in then.plus.iter_mut().zip(*plus) {
-                    *to = Some(&*parts[part]);
+        let (whole, rest) = (across.window / every_across, across.window % every_across);
+        for (from, blocks, valid) in [(0, whole, every_across), (whole, rest.min(1), rest)] {
+            let Some(last) = blocks.checked_sub(1) else { continue };
+            let place = other * across.pool_stride;
+            let start = place * across.stride + from;
+            let places = [[first, start], [first + count - 1, start + last * across.stride]];
+            let places = places.map(|[at, start]| if along == 0 { [at, start] } else { [start, at] });
+            let product = |part: &Part| {
+                let (kernel, image) = (&kernels[part.filter], &images[part.filter * self.step..]);
+                let mut product = kernel.product(&kernel.panels[number], image, places, kernel.steps[along]);
+                (product.start, product.plus, product.to) = (part.start, part.plus, part.to);
+                // What lies beyond the window stays in a slot that is not read.
+                let (value, inner) = (part.to % every, part.to / every);
+                if inner < valid {
+                    let places = [place + from * every_across + inner, every_across * last.min(1)];
+                    product.base = level.map(|steady| steady.base(1 - along, places, lanes, &offsets[value]));
+                    product.larger = if from + inner > 0 { Larger::Always } else { Larger::AfterFirst };
+                    product.to = value;
                 }
-                let (kernel, image) = (&self.kernels[*filter], &images[filter * self.step..]);
-                let (panel, size) = (&kernel.panels[number], [count, kernel.steps[self.axis]]);
-                kernel.tile(panel, image, places, size, then, self.simd, to);
-            }
+                product
+            };
+            let products: Vec<Product<'_, T>> = self.parts.iter().map(product).collect();
+            let window = Window { places: blocks, step: across.stride * kernels[0].steps[1 - along] };
+            tile(self.simd, [count, groups], &products, window, sums);
         }
     }
 }
@@ -260,42 +295,30 @@ impl<T: Element> Vectorised for SplitImage<'_, T> {
     #[inline(always)]
     fn run(self) {
         let Self(layer, whole, images, [from, to]) = self;
-        let axes = layer.geometry.axes;
-        let [rows, columns] = axes.map(|axis| axis.padded());
-        // Rows are taken as they are, or each is split by itself.
-        let (lines, width) = if layer.axis == 0 { (1, columns) } else { (rows, 1) };
-        let line = rows * columns / lines;
-        for number in 0..lines {
-            let mut length = line / width;
-            from.clear();
-            from.extend_from_slice(&whole[number * line..][..line]);
-            for _ in 0..layer.levels {
-                let half = (length - 1) / 2;
-                to.clear();
-                for sequence in from.chunks_exact(length * width) {
-                    split(sequence, half, width, to);
+        let mut size = layer.geometry.axes.map(|axis| axis.padded());
+        from.clear();
+        from.extend_from_slice(&whole[..size[0] * size[1]]);
+        for &axis in &layer.split {
+            to.clear();
+            for image in from.chunks_exact(size[0] * size[1]) {
+                match axis {
+                    0 => split_rows(image, size[1], to),
+                    _ => split_columns(image, size[1], to),
                 }
-                length = half;
-                std::mem::swap(from, to);
             }
-            let at = number * length * width;
-            for (sequence, image) in from.chunks_exact(length * width).zip(images.chunks_exact_mut(layer.step)) {
-                convert(sequence, &mut image[at..at + sequence.len()]);
-            }
+            size[axis] = (size[axis] - 1) / 2;
+            std::mem::swap(from, to);
+        }
+        for (image, to) in from.chunks_exact(size[0] * size[1]).zip(images.chunks_exact_mut(layer.step)) {
+            convert(image, &mut to[..image.len()]);
         }
     }
 }
 
-/// Appends what the three filters see of `x`, each `half` elements of `width` values.
+/// Appends what the three filters see of an image's rows.
 #[inline(always)]
-fn split(x: &[f32], half: usize, width: usize, to: &mut Vec<f32>) {
-    let even = x.chunks_exact(2 * width).take(half);
-    if width == 1 {
-        to.extend(even.clone().map(|pair| pair[0] - pair[1]));
-        to.extend(even.clone().map(|pair| pair[1]));
-        to.extend(even.zip(x[2..].iter().step_by(2)).map(|(pair, next)| next - pair[1]));
-        return;
-    }
+fn split_rows(image: &[f32], width: usize, to: &mut Vec<f32>) {
+    let even = image.chunks_exact(2 * width).take((image.len() / width - 1) / 2);
     for pair in even.clone() {
         let (a, b) = pair.split_at(width);
         to.extend(a.iter().zip(b).map(|(a, b)| a - b));
@@ -303,7 +326,23 @@ fn split(x: &[f32], half: usize, width: usize, to: &mut Vec<f32>) {
     for pair in even.clone() {
         to.extend_from_slice(&pair[width..]);
     }
-    for (pair, next) in even.zip(x[2 * width..].chunks(2 * width)) {
+    for (pair, next) in even.zip(image[2 * width..].chunks(2 * width)) {
         to.extend(next[..width].iter().zip(&pair[width..]).map(|(next, b)| next - b));
+    }
+}
+
+/// Appends what the three filters see of an image's columns.
+#[inline(always)]
+fn split_columns(image: &[f32], width: usize, to: &mut Vec<f32>) {
+    let rows = image.chunks_exact(width);
+    for row in rows.clone() {
+        to.extend(row.chunks_exact(2).take((width - 1) / 2).map(|pair| pair[0] - pair[1]));
+    }
+    for row in rows.clone() {
+        to.extend(row.chunks_exact(2).take((width - 1) / 2).map(|pair| pair[1]));
+    }
+    for row in rows {
+        let next = row[2..].iter().step_by(2);
+        to.extend(row.chunks_exact(2).take((width - 1) / 2).zip(next).map(|(pair, next)| next - pair[1]));
     }
 }

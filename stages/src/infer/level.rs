@@ -6,8 +6,8 @@
 
 use super::{
     convolution::Axis,
-    kernels::{LANES, Simd, Then, Walk, tile},
-    panel::{Panel, pack, tiles},
+    kernels::{Base, LANES, Product, Simd, Walk, Window, tile},
+    panel::{Aligned, LINE, Panel, at_least, pack, tiles},
 };
 
 /// The convolution of an image of one channel whose rows are all the same.
@@ -17,7 +17,7 @@ pub enum Level {
         /// For each row of the result, which part of the kernel lies inside the image.
         parts: Vec<usize>,
         /// `[part][panel][kernel column][channel]`
-        weights: Vec<Vec<f32>>,
+        weights: Vec<Aligned<f32>>,
         panels: Vec<Panel>,
         /// Of the result, before the maximum.
         columns: usize,
@@ -26,7 +26,7 @@ pub enum Level {
     },
     /// Time goes along the image's columns, and the kernel has one row: `[panel][column of the result][channel]`, times the mean
     /// of a row.
-    Columns { sums: Vec<f32>, panels: Vec<usize> },
+    Columns { sums: Aligned<f32>, panels: Vec<usize>, stride: usize },
 }
 
 /// The parts of a kernel of `kernel` places that lie within `before..before + length`, for each of `out` values.
@@ -72,7 +72,7 @@ impl Level {
         }
         let insides = insides(columns.kernel, columns.before, columns.length, columns.stride, columns.places());
         let (panels, weights) = pack::<f32>(channels, [1, columns.kernel], simd, |channel, _, k| weight(channel, 0, k));
-        let mut sums = Vec::new();
+        let mut sums = Aligned::new(LINE);
         let mut starts = Vec::new();
         for panel in &panels {
             starts.push(sums.len());
@@ -82,10 +82,10 @@ impl Level {
                 for step in weights[panel.weights..].chunks_exact(lanes).take(last).skip(first) {
                     sum.iter_mut().zip(step).for_each(|(sum, weight)| *sum += weight);
                 }
-                sums.extend(sum);
+                sums.extend_from_slice(&sum);
             }
         }
-        Some(Self::Columns { sums, panels: starts })
+        Some(Self::Columns { sums, panels: starts, stride: rows.stride })
     }
 
     /// The axis of time.
@@ -94,24 +94,24 @@ impl Level {
     }
 
     /// What it adds to the sums of one panel, which may be kept in `sums`.
-    pub fn prepare<'a>(&'a self, panel: usize, means: &'a [f32], sums: &'a mut Vec<f32>, simd: Simd) -> Steady<'a> {
+    pub fn prepare<'a>(&'a self, panel: usize, means: &'a [f32], sums: &'a mut Aligned<f32>, simd: Simd) -> Steady<'a> {
         let sums = match self {
             Self::Rows { weights, panels, columns, kernel, stride, .. } => {
                 let Panel { groups, weights: start, .. } = panels[panel];
                 let lanes = groups * LANES;
-                let length = weights.len() * columns * lanes;
-                sums.resize(sums.len().max(length), 0.0);
+                let sums = at_least(sums, weights.len() * columns * lanes);
                 let walk = Walk { pixel: *stride, run: 0, runs: 1, steps: *kernel, w_run: 0 };
                 for (part, weights) in weights.iter().enumerate() {
                     for (first, count) in tiles(*columns, simd.pixels(groups)) {
                         let sums = &mut sums[(part * columns + first) * lanes..][..count * lanes];
                         let (x, w) = (&means[first * stride..], &weights[start..]);
-                        tile(simd, [count, groups], x, w, walk, Then::default(), sums);
+                        let product = Product::single(x, w, walk);
+                        tile(simd, [count, groups], &[product], Window::SINGLE, sums);
                     }
                 }
-                sums.as_slice()
+                sums
             }
-            Self::Columns { sums, panels } => &sums[panels[panel]..],
+            Self::Columns { sums, panels, .. } => &sums[panels[panel]..],
         };
         Steady { level: self, sums, means }
     }
@@ -125,14 +125,6 @@ impl Level {
             _ => place * lanes,
         }
     }
-
-    /// What they are multiplied with, where the kernel starts at `row` of the image.
-    pub fn scale(&self, row: usize, means: &[f32]) -> f32 {
-        match self {
-            Self::Rows { .. } => 1.0,
-            Self::Columns { .. } => means[row],
-        }
-    }
 }
 
 /// What the mean of an image adds to the sums of one panel.
@@ -141,4 +133,16 @@ pub struct Steady<'a> {
     pub level: &'a Level,
     pub sums: &'a [f32],
     pub means: &'a [f32],
+}
+
+impl<'a> Steady<'a> {
+    /// What is added at every `step`-th place of `across` from `first` on; `offsets` are of the other axis.
+    pub fn base(self, across: usize, [first, step]: [usize; 2], lanes: usize, offsets: &'a [usize]) -> Base<'a> {
+        let [at, next] = [first, first + step].map(|place| self.level.offset(across, place, lanes));
+        let (scales, scale_step): (&[f32], usize) = match self.level {
+            Level::Rows { .. } => (&[1.0], 0),
+            Level::Columns { stride, .. } => (&self.means[first * stride..], step * stride),
+        };
+        Base { values: &self.sums[at..], offsets, step: next - at, scales, scale_step }
+    }
 }

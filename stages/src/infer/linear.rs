@@ -3,13 +3,13 @@
 use super::{
     epilogue::Epilogue,
     graph::Pointwise,
-    kernels::{LANES, Simd, Then, Walk, tile},
-    panel::{Panel, pack},
+    kernels::{LANES, Product, Simd, Walk, Window, tile},
+    panel::{Aligned, Panel, pack},
     view::View,
 };
 
 pub struct Linear {
-    weights: Vec<f32>,
+    weights: Aligned<f32>,
     panels: Vec<Panel>,
     bias: Epilogue,
     simd: Simd,
@@ -34,7 +34,8 @@ impl Linear {
             let lanes = panel.groups * LANES;
             let walk = Walk { pixel: 0, run: 0, runs: 1, steps: inputs, w_run: 0 };
             let sums = &mut sums[..lanes];
-            tile(self.simd, [1, panel.groups], &x, &self.weights[panel.weights..], walk, Then::default(), sums);
+            let product = Product::single(&x, &self.weights[panel.weights..], walk);
+            tile(self.simd, [1, panel.groups], &[product], Window::SINGLE, sums);
             self.bias.apply(sums, lanes, panel.channel);
             for (c, &sum) in sums.iter().enumerate().take(outputs - panel.channel) {
                 values[self.to.offset + (panel.channel + c) * stride] = sum;

@@ -10,8 +10,8 @@ use super::{
     element::Element,
     epilogue::Epilogue,
     graph::Convolution,
-    kernels::{LANES, Simd, Then, Vectorised, Walk, tile},
-    panel::{MOST_PIXELS, Panel, pack, tiles},
+    kernels::{LANES, Product, Simd, Vectorised, Walk, Window, tile},
+    panel::{Aligned, MOST_PIXELS, Panel, pack, tiles},
     view::View,
 };
 
@@ -37,7 +37,7 @@ pub struct Winograd<T> {
     patches: [usize; 2],
     values: usize,
     /// Of each place, `[place][panel][input][channel]`.
-    weights: Vec<Vec<T>>,
+    weights: Vec<Aligned<T>>,
     panels: Vec<Panel>,
     channels: usize,
     then: Epilogue,
@@ -123,7 +123,8 @@ impl<T: Element> Winograd<T> {
                     for (place, products) in products.chunks_exact_mut(count * lanes).take(PLACES).enumerate() {
                         let x = &image[place * step + first * inputs..];
                         let w = &self.weights[place][panel.weights..];
-                        tile(self.simd, [count, panel.groups], x, w, walk, Then::default(), products);
+                        let product = Product::single(x, w, walk);
+                        tile(self.simd, [count, panel.groups], &[product], Window::SINGLE, products);
                     }
                     let size = [out_rows, out_columns];
                     self.simd.vectorised(Gather(self, &*products, [first, count], size, lanes, &mut *sums));

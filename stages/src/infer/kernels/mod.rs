@@ -132,39 +132,91 @@ pub trait Vectorised {
     fn run(self);
 }
 
-/// One form of the inner loop.
-pub type Loop<T> = unsafe fn(*const T, *const T, Walk, Out);
+/// One form of the inner loop, over the places of a window and the products of each.
+pub type Loop<T> = unsafe fn(&[Checked<T>], Window);
 
-/// Where a loop puts its sums, `[pixels × groups × LANES]`.
+/// Where a product starts, what is added to it, and where it goes.
 #[derive(Clone, Copy)]
-pub struct Out {
-    sums: *mut f32,
-    /// The larger of the sum and what is there.
-    max: bool,
-    /// Null, or as many sums that are added.
-    plus: [*const f32; 2],
-    /// Null, or what is added, times `scale`: for pixel `m`, the values from `offsets[m]` on.
-    base: *const f32,
-    offsets: *const usize,
-    scale: f32,
-}
-
-/// What becomes of the products of a tile.
-#[derive(Clone, Copy, Default)]
-pub struct Then<'a> {
-    /// Sums of other tiles of the same size, that are added.
-    pub plus: [Option<&'a [f32]>; 2],
+pub struct Product<'a, T> {
+    pub x: &'a [T],
+    pub w: &'a [T],
+    pub walk: Walk,
+    pub start: Start,
+    /// Slots that are added.
+    pub plus: [Option<usize>; 2],
     pub base: Option<Base<'a>>,
-    /// The larger of the sum and what is there.
-    pub max: bool,
+    pub larger: Larger,
+    /// The slot it goes to.
+    pub to: usize,
 }
 
-/// What is added to the sums of each pixel: `scale · values[offsets[pixel]..]`.
+impl<'a, T> Product<'a, T> {
+    /// All there is to the only slot.
+    pub fn single(x: &'a [T], w: &'a [T], walk: Walk) -> Self {
+        Self { x, w, walk, start: Start::Zero, plus: [None; 2], base: None, larger: Larger::Never, to: 0 }
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+pub enum Start {
+    #[default]
+    Zero,
+    /// From the sums of the product before it.
+    Last,
+    Slot(usize),
+}
+
+/// Whether a slot keeps what is larger: what comes or what is there.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub enum Larger {
+    #[default]
+    Never,
+    /// Not at the first place of the window.
+    AfterFirst,
+    Always,
+}
+
+/// What is added to the sums of each pixel: `scales[place · scale_step] · values[offsets[pixel] + place · step..]`.
 #[derive(Clone, Copy)]
 pub struct Base<'a> {
     pub values: &'a [f32],
     pub offsets: &'a [usize],
-    pub scale: f32,
+    pub step: usize,
+    pub scales: &'a [f32],
+    pub scale_step: usize,
+}
+
+/// The places that a tile's products are taken at, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    pub places: usize,
+    /// From one to the next, in `x`.
+    pub step: usize,
+}
+
+impl Window {
+    pub const SINGLE: Self = Self { places: 1, step: 0 };
+}
+
+/// A [`Product`] whose bounds were checked.
+#[derive(Clone, Copy)]
+pub struct Checked<T> {
+    x: *const T,
+    w: *const T,
+    walk: Walk,
+    last: bool,
+    /// Null, or what it starts from.
+    start: *const f32,
+    /// Null, or what is added.
+    plus: [*const f32; 2],
+    /// Null, or what is added as [`Base`] says.
+    base: *const f32,
+    offsets: *const usize,
+    step: usize,
+    scales: *const f32,
+    scale_step: usize,
+    larger: Larger,
+    to: *mut f32,
 }
 
 macro_rules! per_pixels {
@@ -202,58 +254,112 @@ pub fn bfloat16(simd: Simd, pixels: usize, groups: usize) -> Option<Loop<Bf16>> 
     }
 }
 
-/// `sums` ([pixels × groups × LANES]) = the products of `x` and `w`, and what `then` says.
+/// Takes `products` at every place of `window`. `sums` are slots of `[pixels × groups × LANES]`.
 ///
 /// # Panics
-/// An operand does not reach as far as `walk` says.
+/// A product does not reach as far as its `walk` and the window say, or a slot lies beyond `sums`.
 pub fn tile<T: Element>(
     simd: Simd,
     [pixels, groups]: [usize; 2],
-    x: &[T],
-    w: &[T],
-    walk: Walk,
-    then: Then<'_>,
+    products: &[Product<'_, T>],
+    window: Window,
     sums: &mut [f32],
 ) {
-    let len = pixels * groups * LANES;
-    assert!(pixels > 0 && groups > 0 && sums.len() >= len);
-    assert!(then.plus.iter().flatten().all(|plus| plus.len() >= len));
-    let plus = then.plus.map(|plus| plus.map_or(ptr::null(), <[f32]>::as_ptr));
-    let mut out =
-        Out { sums: sums.as_mut_ptr(), max: then.max, plus, base: ptr::null(), offsets: ptr::null(), scale: 0.0 };
-    if let Some(base) = then.base {
-        let inside = |&offset: &usize| base.values.len().checked_sub(groups * LANES).is_some_and(|last| offset <= last);
-        assert!(base.offsets.len() >= pixels && base.offsets[..pixels].iter().all(inside));
-        out = Out { base: base.values.as_ptr(), offsets: base.offsets.as_ptr(), scale: base.scale, ..out };
-    }
-    if walk.runs > 0 && walk.steps > 0 {
-        let elements = walk.steps * T::PER_STEP;
-        assert!(x.len() >= (pixels - 1) * walk.pixel + (walk.runs - 1) * walk.run + elements);
-        assert!(w.len() >= (walk.runs - 1) * walk.w_run + elements * groups * LANES);
-    }
-    match T::inner_loop(simd, pixels, groups) {
+    let length = pixels * groups * LANES;
+    assert!(length > 0 && window.places > 0);
+    let Some(inner) = T::inner_loop(simd, pixels, groups) else {
+        return portable([pixels, groups], products, window, sums);
+    };
+    let further = window.places - 1;
+    let slots = sums.len() / length;
+    let sums = sums.as_mut_ptr();
+    let slot = |number: usize| {
+        assert!(number < slots);
+        sums.wrapping_add(number * length)
+    };
+    let read = |number: Option<usize>| number.map_or(ptr::null(), |number| slot(number).cast_const());
+    let check = |product: &Product<'_, T>| {
+        let Product { x, w, walk, start, plus, base, larger, to } = *product;
+        if walk.runs > 0 && walk.steps > 0 {
+            let elements = walk.steps * T::PER_STEP;
+            let first = (pixels - 1) * walk.pixel + (walk.runs - 1) * walk.run + elements;
+            assert!(x.len() >= first + further * window.step);
+            assert!(w.len() >= (walk.runs - 1) * walk.w_run + elements * groups * LANES);
+        }
+        let (last, start) = match start {
+            Start::Zero => (false, None),
+            Start::Last => (true, None),
+            Start::Slot(number) => (false, Some(number)),
+        };
+        let mut checked = Checked {
+            x: x.as_ptr(),
+            w: w.as_ptr(),
+            walk,
+            last,
+            start: read(start),
+            plus: plus.map(read),
+            base: ptr::null(),
+            offsets: ptr::null(),
+            step: 0,
+            scales: ptr::null(),
+            scale_step: 0,
+            larger,
+            to: slot(to),
+        };
+        if let Some(Base { values, offsets, step, scales, scale_step }) = base {
+            let end = further * step + groups * LANES;
+            let inside = |&offset: &usize| values.len().checked_sub(end).is_some_and(|last| offset <= last);
+            assert!(offsets.len() >= pixels && offsets[..pixels].iter().all(inside));
+            assert!(scales.len() > further * scale_step);
+            let (base, offsets, scales) = (values.as_ptr(), offsets.as_ptr(), scales.as_ptr());
+            checked = Checked { base, offsets, step, scales, scale_step, ..checked };
+        }
+        checked
+    };
+    let run = |products: &[Checked<T>]| {
         // SAFETY: a `Simd` is only made where the CPU has it, and has loops for its own instructions. The bounds were checked
-        // above: the last element read of `x` is that of the last pixel, run and step, of `w` that of the last run and
-        // step. Without runs or steps nothing is read. `out` was made of slices that are long enough, just above.
-        Some(inner) => unsafe { inner(x.as_ptr(), w.as_ptr(), walk, out) },
-        None => portable([pixels, groups], x, w, walk, then, sums),
+        // above: the last element read of `x` is that of the last place, pixel, run and step, of `w` that of the last run and
+        // step; without runs or steps nothing is read. Slots lie within `sums`, which nothing else refers to while it
+        // runs, and what a base reads within its slices.
+        unsafe { inner(products, window) };
+    };
+    match products {
+        [product] => run(&[check(product)]),
+        _ => run(&products.iter().map(check).collect::<Vec<_>>()),
     }
 }
 
-fn portable<T: Element>([pixels, groups]: [usize; 2], x: &[T], w: &[T], walk: Walk, then: Then<'_>, sums: &mut [f32]) {
+fn portable<T: Element>([pixels, groups]: [usize; 2], products: &[Product<'_, T>], window: Window, sums: &mut [f32]) {
     let lanes = groups * LANES;
-    for (m, sums) in sums.chunks_exact_mut(lanes).take(pixels).enumerate() {
-        for (c, out) in sums.iter_mut().enumerate() {
-            let mut sum = then.base.map_or(0.0, |base| base.scale * base.values[base.offsets[m] + c]);
-            sum += then.plus.iter().flatten().map(|plus| plus[m * lanes + c]).sum::<f32>();
-            for run in 0..walk.runs {
-                for k in 0..walk.steps * T::PER_STEP {
-                    let x = x[m * walk.pixel + run * walk.run + k].to_f32();
-                    let (step, part) = (k / T::PER_STEP, k % T::PER_STEP);
-                    sum += x * w[run * walk.w_run + (step * lanes + c) * T::PER_STEP + part].to_f32();
+    let mut last = vec![0.0; pixels * lanes];
+    for place in 0..window.places {
+        for Product { x, w, walk, start, plus, base, larger, to } in products {
+            for (at, last) in last.iter_mut().enumerate() {
+                let (m, c) = (at / lanes, at % lanes);
+                let slot = |number: usize| sums[number * pixels * lanes + at];
+                let mut sum = match *start {
+                    Start::Zero => 0.0,
+                    Start::Last => *last,
+                    Start::Slot(number) => slot(number),
+                };
+                for run in 0..walk.runs {
+                    for k in 0..walk.steps * T::PER_STEP {
+                        let x = x[place * window.step + m * walk.pixel + run * walk.run + k].to_f32();
+                        let (step, part) = (k / T::PER_STEP, k % T::PER_STEP);
+                        sum += x * w[run * walk.w_run + (step * lanes + c) * T::PER_STEP + part].to_f32();
+                    }
                 }
+                sum += plus.iter().flatten().map(|&number| slot(number)).sum::<f32>();
+                if let Some(Base { values, offsets, step, scales, scale_step }) = base {
+                    sum += scales[place * scale_step] * values[offsets[m] + place * step + c];
+                }
+                let keeps = *larger == Larger::Always || (*larger == Larger::AfterFirst && place > 0);
+                if keeps {
+                    sum = sum.max(slot(*to));
+                }
+                *last = sum;
             }
-            *out = if then.max { sum.max(*out) } else { sum };
+            sums[to * last.len()..][..last.len()].copy_from_slice(&last);
         }
     }
 }
