@@ -246,17 +246,18 @@ proptest! {
 
     #[test]
     fn fast_fir_is_the_loops_of_its_definition(
-        taps in 7..40_usize, across in 1..40_usize, before in 0..20_usize, after in 0..20_usize, more in 0..30_usize,
-        window in 1..14_usize, out in 1..70_usize, turned in any::<bool>(),
+        taps in 7..40_usize, across in 1..40_usize, before in 0..20_usize, after in 0..20_usize, beside in 0..3_usize,
+        more in 0..30_usize, window in 1..14_usize, step in 1..3_usize, out in 1..70_usize, turned in any::<bool>(),
     ) {
         let turn = |[a, b]: [usize; 2]| if turned { [b, a] } else { [a, b] };
-        let [rows, columns] = turn([(taps + more).saturating_sub(before + after).max(1), across + window - 1 + more % 3]);
+        let across_image = (across + (window - 1) * step + more % 3).saturating_sub(2 * beside).max(1);
+        let [rows, columns] = turn([(taps + more).saturating_sub(before + after).max(1), across_image]);
         let case = Case {
             image: [1, rows, columns],
             out,
             kernel: turn([taps, across]),
-            stride: [1, 1],
-            padding: Padding { before: turn([before, 0]), after: turn([after, 0]) },
+            stride: turn([1, step]),
+            padding: Padding { before: turn([before, beside]), after: turn([after, beside]) },
             pool: Pool { window: turn([1, window]), stride: turn([1, 1 + window % 2]) },
         };
         case.check();
