@@ -10,7 +10,7 @@ use super::{
     graph::Convolution,
     kernels::{LANES, Larger, Product, Simd, Vectorised, Walk, Window, tile},
     level::{Level, Steady},
-    panel::{Aligned, LINE, MOST_PIXELS, Panel, TILE_LEN, at_least, pack, tiles},
+    panel::{Aligned, LINE, MOST_PIXELS, Panel, Rounding, TILE_LEN, at_least, pack, tiles},
     view::View,
 };
 
@@ -74,7 +74,8 @@ pub struct Geometry {
     pub channels: usize,
     /// The axes that rows and columns are in the graph are the other way round.
     turned: bool,
-    merged: bool,
+    /// The axes before they were merged, where they were.
+    merged: Option<[Axis; 2]>,
 }
 
 impl Geometry {
@@ -112,9 +113,9 @@ impl Geometry {
             length: row * axes[0].padded() + T::PER_STEP,
             channels: convolution.channels_out(),
             turned,
-            merged: axes[1].kernel == axes[1].length && axes[1].padded() == axes[1].length,
+            merged: (axes[1].kernel == axes[1].length && axes[1].padded() == axes[1].length).then_some(axes),
         };
-        if geometry.merged {
+        if geometry.merged.is_some() {
             // A kernel as wide as the image sees whole rows: one long run.
             geometry.axes = [Axis::SINGLE, axes[0]];
             geometry.steps = [geometry.length, row];
@@ -125,12 +126,17 @@ impl Geometry {
 
     /// Whether neighbours in a row of the image are neighbours in one channel.
     pub fn one_channel(&self) -> bool {
-        self.column == 1 && !self.merged
+        self.column == 1 && self.merged.is_none()
     }
 
     /// The axis of time as the image is laid out.
     pub fn time(&self) -> usize {
         usize::from(self.turned)
+    }
+
+    /// Of a kernel's weights: carried where a row of the kernel goes along time, as sounds change slowly.
+    pub fn rounding(&self) -> Rounding {
+        if self.one_channel() && self.turned { Rounding::Carried } else { Rounding::Nearest }
     }
 
     /// The same with zeros after it, so that one axis has `padded` places; for [one channel](Self::one_channel).
@@ -144,7 +150,7 @@ impl Geometry {
 
     /// The weight of element `k` of row `run` of the kernel.
     pub fn weight(&self, convolution: &Convolution, channel: usize, run: usize, k: usize) -> f32 {
-        let (row, k) = if self.merged { (k / self.row, k % self.row) } else { (run, k) };
+        let (row, k) = if self.merged.is_some() { (k / self.row, k % self.row) } else { (run, k) };
         let (column, input) = (k / self.column, k % self.column);
         let [r, c] = if self.turned { [column, row] } else { [row, column] };
         let [rows, columns] = convolution.kernel();
@@ -169,10 +175,15 @@ impl Geometry {
     /// What keeps steady sounds exact, where values are rounded.
     pub fn level<T: Element>(&self, convolution: &Convolution, simd: Simd) -> Option<Level> {
         let rounded = T::PER_STEP > 1;
-        let weight = |channel, run, k| self.weight(convolution, channel, run, k);
-        (rounded && self.one_channel())
-            .then(|| Level::new(self.time(), self.axes, self.channels, simd, weight))
-            .flatten()
+        if !rounded || self.column > 1 {
+            return None;
+        }
+        let Some(axes) = self.merged else {
+            let weight = |channel, row, k| self.weight(convolution, channel, row, k);
+            return Level::new(self.time(), self.axes, self.channels, simd, weight);
+        };
+        let weight = |channel, row, k| self.weight(convolution, channel, 0, row * self.row + k);
+        Level::new(0, axes, self.channels, simd, weight).map(Level::over_whole_rows)
     }
 }
 
@@ -204,10 +215,11 @@ impl<T: Element> Kernel<T> {
         axes: [Axis; 2],
         steps: [usize; 2],
         channels: usize,
+        rounding: Rounding,
         simd: Simd,
         weight: impl Fn(usize, usize, usize) -> f32,
     ) -> Self {
-        let (panels, weights) = pack(channels, [axes[0].kernel, axes[1].kernel * steps[1]], simd, weight);
+        let (panels, weights) = pack(channels, [axes[0].kernel, axes[1].kernel * steps[1]], rounding, simd, weight);
         Self { axes, steps, weights, panels }
     }
 
@@ -279,7 +291,7 @@ impl<T: Element> Direct<T> {
     /// The image is the next of `images`.
     pub fn new(geometry: Geometry, convolution: &Convolution, simd: Simd, images: &mut usize) -> Self {
         let weight = |channel, run, k| geometry.weight(convolution, channel, run, k);
-        let kernel = Kernel::new(geometry.axes, geometry.steps, geometry.channels, simd, weight);
+        let kernel = Kernel::new(geometry.axes, geometry.steps, geometry.channels, geometry.rounding(), simd, weight);
         let level = geometry.level::<T>(convolution, simd);
         let image = *images;
         *images += geometry.length;
@@ -407,15 +419,16 @@ impl<T: Element> Vectorised for LayOutWithoutMean<'_, T> {
     fn run(self) {
         let Self(layer, level, values, image, means) = self;
         // Where rows are frames, the mean of every column; else that of every row.
-        let time = level.time();
+        let time = level.time_of_image();
         let band = 1 - time;
         let (frames, bands) = (layer.from.shape[time], layer.from.shape[band]);
         let (from_frame, from_band) = (layer.from.strides[time], layer.from.strides[band]);
-        let (to_frame, to_band) = (layer.steps[time], layer.steps[band]);
+        let steps = [layer.row, layer.column];
+        let (to_frame, to_band) = (steps[time], steps[band]);
         let frame = |t: usize| values[layer.from.offset + t * from_frame..].iter().step_by(from_band);
 
         means.clear();
-        means.resize(layer.axes[band].padded(), 0.0);
+        means.resize(layer.merged.unwrap_or(layer.axes)[band].padded(), 0.0);
         let means = &mut means[layer.before[band]..][..bands];
         for t in 0..frames {
             let at = layer.from.offset + t * from_frame;
@@ -426,7 +439,7 @@ impl<T: Element> Vectorised for LayOutWithoutMean<'_, T> {
             }
         }
         means.iter_mut().for_each(|mean| *mean /= frames as f32);
-        let first = layer.before[0] * layer.steps[0] + layer.before[1] * layer.steps[1];
+        let first = layer.before[0] * layer.row + layer.before[1] * layer.column;
         for t in 0..frames {
             let (at, to) = (layer.from.offset + t * from_frame, first + t * to_frame);
             if from_band == 1 && to_band == 1 {

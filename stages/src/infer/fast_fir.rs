@@ -191,7 +191,7 @@ impl<T: Element> FastFir<T> {
                 let weight = |(run, k)| geometry.weight(convolution, channel, run, k);
                 taps(0, run).flat_map(|run| taps(1, k).map(move |k| (run, k))).map(weight).sum()
             };
-            Kernel::new(axes, [sizes[1], 1], geometry.channels, simd, weight)
+            Kernel::new(axes, [sizes[1], 1], geometry.channels, geometry.rounding(), simd, weight)
         };
         let kernels: Vec<Kernel<T>> = filters.iter().map(make).collect();
         // A last step may read past the end. A cache line between them, so that they do not share the same few sets of the first

@@ -7,14 +7,16 @@
 use super::{
     convolution::Axis,
     kernels::{Base, LANES, Product, Simd, Walk, Window, tile},
-    panel::{Aligned, LINE, Panel, at_least, pack, tiles},
+    panel::{Aligned, LINE, Panel, Rounding, at_least, pack, tiles},
 };
 
 /// The convolution of an image of one channel whose rows are all the same.
 pub enum Level {
     /// Time goes along the image's rows: a sum per column of the result and per part of the kernel that lies inside.
     Rows {
-        /// For each row of the result, which part of the kernel lies inside the image.
+        /// The axis of the result that time goes along.
+        axis: usize,
+        /// For each of its places, which part of the kernel lies inside the image.
         parts: Vec<usize>,
         /// `[part][panel][kernel column][channel]`
         weights: Vec<Aligned<f32>>,
@@ -58,20 +60,23 @@ impl Level {
             let mut panels = Vec::new();
             let mut weights = Vec::new();
             for &inside in &different {
-                let packed = pack(channels, [1, columns.kernel], simd, |channel, _, k| sum(channel, inside, k));
+                let packed = pack(channels, [1, columns.kernel], Rounding::Nearest, simd, |channel, _, k| {
+                    sum(channel, inside, k)
+                });
                 panels = packed.0;
                 weights.push(packed.1);
             }
             let parts = insides.iter().map(|inside| different.binary_search(inside).unwrap_or_default()).collect();
             let (kernel, stride) = (columns.kernel, columns.stride);
             let columns = columns.places();
-            return Some(Self::Rows { parts, weights, panels, columns, kernel, stride });
+            return Some(Self::Rows { axis: 0, parts, weights, panels, columns, kernel, stride });
         }
         if rows.kernel != 1 || rows.before + rows.after > 0 {
             return None;
         }
         let insides = insides(columns.kernel, columns.before, columns.length, columns.stride, columns.places());
-        let (panels, weights) = pack::<f32>(channels, [1, columns.kernel], simd, |channel, _, k| weight(channel, 0, k));
+        let (panels, weights) =
+            pack::<f32>(channels, [1, columns.kernel], Rounding::Nearest, simd, |channel, _, k| weight(channel, 0, k));
         let mut sums = Aligned::new(LINE);
         let mut starts = Vec::new();
         for panel in &panels {
@@ -90,6 +95,24 @@ impl Level {
 
     /// The axis of time.
     pub fn time(&self) -> usize {
+        match self {
+            Self::Rows { axis, .. } => *axis,
+            Self::Columns { .. } => 1,
+        }
+    }
+
+    /// The same for an image whose rows are one long row, each of them all that a kernel's row sees.
+    pub fn over_whole_rows(self) -> Self {
+        match self {
+            Self::Rows { parts, weights, panels, columns, kernel, stride, .. } => {
+                Self::Rows { axis: 1, parts, weights, panels, columns, kernel, stride }
+            }
+            other => other,
+        }
+    }
+
+    /// The axis of the image that is averaged over.
+    pub fn time_of_image(&self) -> usize {
         usize::from(matches!(self, Self::Columns { .. }))
     }
 
@@ -120,7 +143,7 @@ impl Level {
     #[inline(always)]
     pub fn offset(&self, axis: usize, place: usize, lanes: usize) -> usize {
         match self {
-            Self::Rows { parts, columns, .. } if axis == 0 => parts[place] * columns * lanes,
+            Self::Rows { axis: time, parts, columns, .. } if axis == *time => parts[place] * columns * lanes,
             Self::Columns { .. } if axis == 0 => 0,
             _ => place * lanes,
         }

@@ -4,7 +4,7 @@ use super::{
     epilogue::Epilogue,
     graph::Pointwise,
     kernels::{LANES, Product, Simd, Walk, Window, tile},
-    panel::{Aligned, Panel, pack},
+    panel::{Aligned, Panel, Rounding, pack},
     view::View,
 };
 
@@ -21,7 +21,8 @@ impl Linear {
     /// `weight`: `[out × in]`; `from` and `to`: `[1 × in]` and `[1 × out]`.
     pub fn new(weight: &[f32], bias: &[f32], from: &View, to: &View, simd: Simd) -> Self {
         let (inputs, outputs) = (from.shape[1], to.shape[1]);
-        let (panels, weights) = pack(outputs, [1, inputs], simd, |channel, _, k| weight[channel * inputs + k]);
+        let (panels, weights) =
+            pack(outputs, [1, inputs], Rounding::Nearest, simd, |channel, _, k| weight[channel * inputs + k]);
         let bias = Pointwise::Affine { scale: vec![1.0; outputs], shift: bias.to_vec() };
         Self { weights, panels, bias: Epilogue::new(&[bias], outputs), simd, from: from.clone(), to: to.clone() }
     }

@@ -81,7 +81,6 @@ impl Plan {
         let mut layout = Layout::of(graph);
         let mut steps = Vec::new();
         let mut images = [0; 2];
-        let all: usize = graph.nodes.iter().map(|node| multiplications(graph, node)).sum();
         for (id, node) in graph.nodes.iter().enumerate() {
             let to = layout.target(graph, id);
             let inputs: Vec<View> = node.inputs.iter().filter_map(|&input| layout.views[input].clone()).collect();
@@ -122,8 +121,8 @@ impl Plan {
                     steps.push(Step::Reduce { reduction: *reduction, axis: *axis, from: from.clone(), to: to.clone() })
                 }
                 (Operation::Convolution(convolution), [from]) => {
-                    let small = multiplications(graph, node) * WORTH_ROUNDING < all;
-                    let precision = if small { Precision::Float32 } else { precision };
+                    let exact = stays_exact(graph, node, convolution);
+                    let precision = if exact { Precision::Float32 } else { precision };
                     let views = [from, &to];
                     let [float32, bfloat16] = &mut images;
                     steps.push(match precision {
@@ -185,9 +184,13 @@ impl Plan {
     }
 }
 
-/// A convolution with less than this part of all multiplications, a twentieth, stays in float32, where it costs little and
-/// rounds nothing. (measured: rounding them too, a sweep moves a score of musicnn-msd by 0.04 instead of 0.003.)
-const WORTH_ROUNDING: usize = 20;
+/// Whether a convolution stays in float32, as it costs little and rounds nothing: one with less than 1/20 of all multiplications,
+/// or less than 1/32 where a [level](super::level) keeps steady sounds exact.
+fn stays_exact(graph: &Graph, node: &Node, convolution: &Convolution) -> bool {
+    let all: usize = graph.nodes.iter().map(|node| multiplications(graph, node)).sum();
+    let worth_rounding = if convolution.weight.shape[1] == 1 { 32 } else { 20 };
+    multiplications(graph, node) * worth_rounding < all
+}
 
 fn multiplications(graph: &Graph, node: &Node) -> usize {
     let Operation::Convolution(convolution) = &node.operation else { return 0 };

@@ -10,7 +10,7 @@ use super::{
     element::{Bf16, Element},
     graph::{Convolution, Graph, NodeId, Operation, Padding, Pointwise, Pool, Reduction},
     kernels::{Base, LANES, Larger, Product, Simd, Start, Walk, Window, tile},
-    panel::MOST_PIXELS,
+    panel::{MOST_PIXELS, Rounding, pack},
     passes,
     plan::Plan,
 };
@@ -86,6 +86,24 @@ fn bfloat16_rounds_to_the_nearest_even() {
     {
         assert_eq!(Bf16::from_f32(value).to_f32(), rounded);
     }
+}
+
+#[test]
+fn a_run_whose_rounding_is_carried_keeps_its_sum() {
+    let weight =
+        |channel: usize, run: usize, k: usize| 0.1 + (channel + 3 * run) as f32 / 70.0 + (k as f32 / 9.0).sin() / 20.0;
+    let sum_is_off = |rounding| {
+        let (_, weights) = pack::<Bf16>(LANES, [2, 64], rounding, Simd::PORTABLE, weight);
+        let off = |channel: usize, run: usize| {
+            let at = |k: usize| ((run * 64 + k) / 2 * LANES + channel) * 2 + k % 2;
+            let off = |k| weights[at(k)].to_f32() - weight(channel, run, k);
+            (0..64).map(off).sum::<f32>().abs()
+        };
+        (0..LANES).flat_map(|channel| [0, 1].map(|run| off(channel, run))).fold(0.0, f32::max)
+    };
+    // Half the distance of two neighbours below 1/2.
+    assert!(sum_is_off(Rounding::Carried) <= 1.0 / 1024.0 + 1e-5);
+    assert!(sum_is_off(Rounding::Nearest) > 2.0 / 1024.0);
 }
 
 /// One convolution and what follows it.
@@ -278,6 +296,7 @@ fn a_steady_image_is_exact_in_bfloat16() {
     for (kernel, before, after, step) in [
         ([7, 9], [3, 0], [3, 0], 1),
         ([9, 23], [4, 0], [4, 0], 1),
+        ([7, 24], [3, 0], [3, 0], 1),
         ([32, 1], [15, 0], [16, 0], 1),
         ([128, 1], [63, 0], [64, 0], 2),
         ([128, 1], [63, 0], [64, 0], 1),

@@ -11,7 +11,7 @@ use super::{
     epilogue::Epilogue,
     graph::Convolution,
     kernels::{LANES, Product, Simd, Vectorised, Walk, Window, tile},
-    panel::{Aligned, MOST_PIXELS, Panel, pack, tiles},
+    panel::{Aligned, MOST_PIXELS, Panel, Rounding, pack, tiles},
     view::View,
 };
 
@@ -67,7 +67,9 @@ impl<T: Element> Winograd<T> {
         };
         let kernels: Vec<[f32; PLACES]> = (0..channels * inputs).map(|i| weight(i / inputs, i % inputs)).collect();
         let packed = |place: usize| {
-            pack(channels, [1, inputs], simd, |channel, _, input| kernels[channel * inputs + input][place])
+            pack(channels, [1, inputs], Rounding::Nearest, simd, |channel, _, input| {
+                kernels[channel * inputs + input][place]
+            })
         };
         let panels = packed(0).0;
         let laid_out = |view: &View| view.permuted(&[2, 3, 1]);
