@@ -15,8 +15,8 @@ use crate::{
     program::{AtWork, Backlog, Done},
 };
 
-/// How long a run is, about: so long that the commit after the last record does not count.
-const RUN_S: f64 = 10.0;
+/// How long a run is, about: so long that the first fetches and the commit after the last record hardly count.
+const RUN_S: f64 = 20.0;
 /// Files of the run that tells how many make [`RUN_S`].
 const TRIAL: usize = 16;
 
@@ -57,7 +57,7 @@ fn beside_peers(options: &Options, backlog: &Backlog, files: &[PathBuf]) -> Vec<
     let cores = std::thread::available_parallelism().map_or(1, usize::from).to_string();
     // (pipeline, what is asked of ours over it, the part of the files that it does)
     let mut peers: Vec<(&str, Option<f64>, usize, Peer)> =
-        [("tuned", Some(2.5), 1), ("naive", Some(20.0), 12), ("naive-windowed", None, 6)]
+        [("tuned", Some(2.5), 4), ("naive", Some(20.0), 24), ("naive-windowed", None, 12)]
             .map(|(kind, over, part)| (kind, over, part, python.start("pipeline.py", &[kind, &cores])))
             .into();
     let mut rate = |at: usize| {
