@@ -22,8 +22,9 @@ use super::{
     panel::{MOST_PIXELS, at_least, tiles},
 };
 
+/// A fourth would be no faster (measured).
 const LEVELS: usize = 3;
-/// What a product costs besides its steps, in steps (measured).
+/// What a product costs besides its steps, in steps: what its sums take to be stored, and loaded again (measured).
 const PRODUCT_COST: usize = 4;
 /// It has to take less than this part of the direct sum's steps: what is split is also rounded more.
 const WORTH_IT: f64 = 0.8;
@@ -131,16 +132,17 @@ fn program(filter: usize, plus: &[Vec<usize>], to: &[usize], free: usize, parts:
     let free = free + common.len();
     program(3 * filter + 1, &[], &common, free, parts);
     for (odd, third) in [(0, 0), (1, 2)] {
-        let half = |slots: &Vec<usize>| slots.iter().copied().skip(odd).step_by(2).collect();
-        let mut plus: Vec<Vec<usize>> = plus.iter().map(half).collect();
+        let half = |slots: &[usize]| -> Vec<usize> { slots.iter().copied().skip(odd).step_by(2).collect() };
+        let mut plus: Vec<Vec<usize>> = plus.iter().map(|slots| half(slots)).collect();
         plus.push(common.clone());
-        program(3 * filter + third, &plus, &half(&to.to_vec()), free, parts);
+        program(3 * filter + third, &plus, &half(to), free, parts);
     }
 }
 
 pub struct FastFir<T> {
     geometry: Geometry,
     split: Split,
+    /// In the order in which they are taken.
     parts: Vec<Part>,
     /// Values of one filter along each axis, before the maximum.
     places: [usize; 2],
@@ -154,12 +156,17 @@ pub struct FastFir<T> {
 }
 
 impl<T: Element> FastFir<T> {
-    pub fn new(geometry: Geometry, convolution: &Convolution, split: Split, simd: Simd, images: &mut usize) -> Self {
+    pub fn new(
+        mut geometry: Geometry,
+        convolution: &Convolution,
+        split: Split,
+        simd: Simd,
+        images: &mut usize,
+    ) -> Self {
         let whole = geometry.axes;
         let every = [0, 1].map(|axis| every(&split, axis));
         let filters = filters(&split, whole.map(|axis| axis.kernel));
         let places = [0, 1].map(|axis| whole[axis].places().div_ceil(every[axis]));
-        let mut geometry = geometry;
         let mut sizes = whole.map(|axis| axis.padded());
         for axis in [0, 1].into_iter().filter(|axis| split.contains(axis)) {
             sizes[axis] = places[axis] + whole[axis].kernel.div_ceil(every[axis]) - 1;
