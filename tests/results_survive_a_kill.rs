@@ -121,7 +121,7 @@ fn two_processes_that_are_killed_in_turn_lose_and_repeat_nothing() {
 }
 
 #[test]
-#[ignore = "takes minutes: make chaos"]
+#[ignore = "45 s for what the test above shows with fewer kills; `make chaos` runs it"]
 fn two_processes_that_are_killed_forty_times_lose_and_repeat_nothing() {
     kill_one_of_two_again_and_again(800, 40);
 }

@@ -19,7 +19,7 @@ use super::{
     graph::Convolution,
     kernels::{LANES, Larger, Product, Simd, Start, Vectorised, Window, tile},
     level::{Level, Steady},
-    panel::{MOST_PIXELS, at_least, tiles},
+    panel::{LINE, MOST_PIXELS, at_least, tiles},
 };
 
 /// A fourth would be no faster (measured).
@@ -203,7 +203,7 @@ impl<T: Element> FastFir<T> {
         let kernels: Vec<Kernel<T>> = filters.iter().map(make).collect();
         // A last step may read past the end. A cache line between them, so that they do not share the same few sets of the first
         // cache.
-        let step = sizes[0] * sizes[1] + T::PER_STEP + 64 / size_of::<T>();
+        let step = sizes[0] * sizes[1] + T::PER_STEP + LINE / size_of::<T>();
         let image = *images;
         *images += kernels.len() * step;
         let level = geometry.level::<T>(convolution, simd);

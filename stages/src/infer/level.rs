@@ -28,7 +28,13 @@ pub enum Level {
     },
     /// Time goes along the image's columns, and the kernel has one row: `[panel][column of the result][channel]`, times the mean
     /// of a row.
-    Columns { sums: Aligned<f32>, panels: Vec<usize>, stride: usize },
+    Columns {
+        sums: Aligned<f32>,
+        /// Where each panel's start.
+        panels: Vec<usize>,
+        /// Of the rows.
+        stride: usize,
+    },
 }
 
 /// The parts of a kernel of `kernel` places that lie within `before..before + length`, for each of `out` values.
@@ -93,7 +99,7 @@ impl Level {
         Some(Self::Columns { sums, panels: starts, stride: rows.stride })
     }
 
-    /// The axis of time.
+    /// The axis of the result that time goes along.
     pub fn time(&self) -> usize {
         match self {
             Self::Rows { axis, .. } => *axis,

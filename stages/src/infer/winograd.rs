@@ -11,7 +11,7 @@ use super::{
     epilogue::Epilogue,
     graph::Convolution,
     kernels::{LANES, Product, Simd, Vectorised, Walk, Window, tile},
-    panel::{Aligned, MOST_PIXELS, Panel, Rounding, pack, tiles},
+    panel::{Aligned, LINE, MOST_PIXELS, Panel, Rounding, pack, tiles},
     view::View,
 };
 
@@ -25,7 +25,7 @@ type Lanes = [f32; LANES];
 /// Elements from one place to the next, with a cache line between them: at a multiple of 4 KiB all places would share the same
 /// few sets of the first cache.
 fn step<T>(patches: usize, inputs: usize) -> usize {
-    patches * inputs + 64 / size_of::<T>()
+    patches * inputs + LINE / size_of::<T>()
 }
 
 pub struct Winograd<T> {
