@@ -262,7 +262,7 @@ pub struct Work {
     /// A whole image before it is split.
     pub image: Vec<f32>,
     /// Parts of a whole image, while it is split.
-    pub parts: [Vec<f32>; 2],
+    pub parts: [Aligned<f32>; 2],
     buffers: [Aligned<f32>; 2],
 }
 
@@ -281,7 +281,7 @@ impl Work {
             means: Vec::new(),
             level: Aligned::new(LINE),
             image: Vec::new(),
-            parts: [Vec::new(), Vec::new()],
+            parts: [Aligned::new(LINE), Aligned::new(LINE)],
             buffers: [Aligned::new(LINE), Aligned::new(LINE)],
         }
     }

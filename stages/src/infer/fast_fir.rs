@@ -19,7 +19,7 @@ use super::{
     graph::Convolution,
     kernels::{LANES, Larger, Product, Simd, Start, Vectorised, Window, tile},
     level::{Level, Steady},
-    panel::{LINE, MOST_PIXELS, at_least, tiles},
+    panel::{Aligned, LINE, MOST_PIXELS, at_least, tiles},
 };
 
 /// A fourth would be no faster (measured).
@@ -296,60 +296,68 @@ impl<T: Element> FastFir<T> {
 }
 
 /// Makes the images of the filters from the whole one.
-struct SplitImage<'a, T>(&'a FastFir<T>, &'a [f32], &'a mut [T], &'a mut [Vec<f32>; 2]);
+struct SplitImage<'a, T>(&'a FastFir<T>, &'a [f32], &'a mut [T], &'a mut [Aligned<f32>; 2]);
 
 impl<T: Element> Vectorised for SplitImage<'_, T> {
     #[inline(always)]
     fn run(self) {
         let Self(layer, whole, images, [from, to]) = self;
         let mut size = layer.geometry.axes.map(|axis| axis.padded());
-        from.clear();
-        from.extend_from_slice(&whole[..size[0] * size[1]]);
+        let mut length = size[0] * size[1];
+        at_least(from, length).copy_from_slice(&whole[..length]);
         for &axis in &layer.split {
-            to.clear();
-            for image in from.chunks_exact(size[0] * size[1]) {
+            let [rows, columns] = size;
+            size[axis] = (size[axis] - 1) / 2;
+            let three = 3 * size[0] * size[1];
+            let images = from[..length].chunks_exact(rows * columns);
+            length = images.len() * three;
+            for (image, three) in images.zip(at_least(to, length).chunks_exact_mut(three)) {
                 match axis {
-                    0 => split_rows(image, size[1], to),
-                    _ => split_columns(image, size[1], to),
+                    0 => split_rows(image, columns, three),
+                    _ => split_columns(image, columns, three),
                 }
             }
-            size[axis] = (size[axis] - 1) / 2;
             std::mem::swap(from, to);
         }
-        for (image, to) in from.chunks_exact(size[0] * size[1]).zip(images.chunks_exact_mut(layer.step)) {
+        for (image, to) in from[..length].chunks_exact(size[0] * size[1]).zip(images.chunks_exact_mut(layer.step)) {
             convert(image, &mut to[..image.len()]);
         }
     }
 }
 
-/// Appends what the three filters see of an image's rows.
+/// What the three filters see of an image's rows.
 #[inline(always)]
-fn split_rows(image: &[f32], width: usize, to: &mut Vec<f32>) {
-    let even = image.chunks_exact(2 * width).take((image.len() / width - 1) / 2);
-    for pair in even.clone() {
-        let (a, b) = pair.split_at(width);
-        to.extend(a.iter().zip(b).map(|(a, b)| a - b));
+fn split_rows(image: &[f32], width: usize, three: &mut [f32]) {
+    let (first, rest) = three.split_at_mut(three.len() / 3);
+    let (second, third) = rest.split_at_mut(rest.len() / 2);
+    let evens = image.chunks_exact(width).step_by(2);
+    let odds = image[width..].chunks_exact(width).step_by(2);
+    let nexts = image[2 * width..].chunks_exact(width).step_by(2);
+    for (to, (even, odd)) in first.chunks_exact_mut(width).zip(evens.zip(odds.clone())) {
+        to.iter_mut().zip(even.iter().zip(odd)).for_each(|(to, (even, odd))| *to = even - odd);
     }
-    for pair in even.clone() {
-        to.extend_from_slice(&pair[width..]);
+    for (to, odd) in second.chunks_exact_mut(width).zip(odds.clone()) {
+        to.copy_from_slice(odd);
     }
-    for (pair, next) in even.zip(image[2 * width..].chunks(2 * width)) {
-        to.extend(next[..width].iter().zip(&pair[width..]).map(|(next, b)| next - b));
+    for (to, (odd, next)) in third.chunks_exact_mut(width).zip(odds.zip(nexts)) {
+        to.iter_mut().zip(odd.iter().zip(next)).for_each(|(to, (odd, next))| *to = next - odd);
     }
 }
 
-/// Appends what the three filters see of an image's columns.
+/// What the three filters see of an image's columns.
 #[inline(always)]
-fn split_columns(image: &[f32], width: usize, to: &mut Vec<f32>) {
-    let rows = image.chunks_exact(width);
-    for row in rows.clone() {
-        to.extend(row.chunks_exact(2).take((width - 1) / 2).map(|pair| pair[0] - pair[1]));
-    }
-    for row in rows.clone() {
-        to.extend(row.chunks_exact(2).take((width - 1) / 2).map(|pair| pair[1]));
-    }
-    for row in rows {
-        let next = row[2..].iter().step_by(2);
-        to.extend(row.chunks_exact(2).take((width - 1) / 2).zip(next).map(|(pair, next)| next - pair[1]));
+fn split_columns(image: &[f32], width: usize, three: &mut [f32]) {
+    let half = (width - 1) / 2;
+    let (first, rest) = three.split_at_mut(three.len() / 3);
+    let (second, third) = rest.split_at_mut(rest.len() / 2);
+    let three = first.chunks_exact_mut(half).zip(second.chunks_exact_mut(half)).zip(third.chunks_exact_mut(half));
+    for (row, ((first, second), third)) in image.chunks_exact(width).zip(three) {
+        let pairs = row[..2 * half].chunks_exact(2).zip(row[1..2 * half + 1].chunks_exact(2));
+        let three = first.iter_mut().zip(second).zip(third);
+        for (((first, second), third), (even_odd, odd_next)) in three.zip(pairs) {
+            *first = even_odd[0] - even_odd[1];
+            *second = even_odd[1];
+            *third = odd_next[1] - odd_next[0];
+        }
     }
 }
