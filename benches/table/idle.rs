@@ -74,7 +74,7 @@ pub fn start_and_latency(_: &Options) -> Vec<Claim> {
         Claim::new("start to ready: model warm, group joined", Some(Asked::AtMost(2.0)), "s", starts)
             .figures(format!("{} s for the first one, where the broker may be new", rounded(first))),
     ];
-    for (interval_ms, asked) in [("0", Some(Asked::AtMost(50.0))), ("200", None)] {
+    for (interval_ms, asked) in [("0", Some(Asked::AtMost(50.0))), ("100", None)] {
         eprintln!("latency: runtime.commit_interval_ms = {interval_ms}");
         let (added, whole) = latency_ms(interval_ms);
         let what = format!("latency added to the stages, idle, runtime.commit_interval_ms = {interval_ms}");
