@@ -8,7 +8,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 use tch::CModule;
-use tonearm_schemas::manifest::{FILE_NAME, FeatureSpec, Manifest, ManifestError, ReducedPrecision};
+use tonearm_schemas::manifest::{FILE_NAME, FeatureSpec, Manifest, ManifestError};
 use tonearm_stages::infer::{self, LoadError, Precision, PrecisionChoice};
 use zip::{ZipArchive, result::ZipError};
 
@@ -117,13 +117,10 @@ pub fn import(wheel: &Path, model: &Importable, dir: &Path) -> Result<PathBuf, I
         let load = |manifest: &Manifest, precision| infer::load(&file, manifest, PrecisionChoice::Only(precision));
         let float32 =
             load(&manifest, Precision::Float32).map_err(|source| ImportError::Check { name: model.name, source })?;
-        let tried = |fast_fir| {
-            let bfloat16 = Some(ReducedPrecision { worst_difference: 0.0, windows: 0, fast_fir });
-            let manifest = Manifest { bfloat16, ..manifest.clone() };
-            trial::compare(&manifest, &*float32, &*load(&manifest, Precision::Bfloat16).ok()?)
-        };
         // Where it cannot be tried, nothing is said of it.
-        manifest.bfloat16 = tried(true).filter(ReducedPrecision::keeps_scores).or_else(|| tried(false));
+        manifest.bfloat16 = load(&manifest, Precision::Bfloat16)
+            .ok()
+            .and_then(|bfloat16| trial::compare(&manifest, &*float32, &*bfloat16));
         let path = unfinished.join(FILE_NAME);
         fs::write(&path, manifest.to_toml()).map_err(|e| write(&path, e))?;
         match fs::remove_dir_all(&folder) {

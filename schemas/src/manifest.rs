@@ -48,9 +48,6 @@ pub struct ReducedPrecision {
     pub worst_difference: f32,
     /// How many windows were compared.
     pub windows: usize,
-    /// Whether long filters were split by fast FIR algorithms, as they are when the model is loaded: faster, and rounded more.
-    #[serde(default)]
-    pub fast_fir: bool,
 }
 
 impl ReducedPrecision {

@@ -32,8 +32,7 @@ impl Compiled {
     pub fn new(bytes: &[u8], manifest: &Manifest, simd: Simd, precision: Precision) -> Result<Self, String> {
         let FeatureSpec::LogMel(mel) = &manifest.features;
         let graph = lower::lower(&Archive::read(bytes)?, [manifest.windows.frames, mel.bands])?;
-        let fast_fir = manifest.bfloat16.as_ref().is_some_and(|found| found.fast_fir);
-        let plan = Plan::new(&passes::optimise(&graph)?, simd, precision, fast_fir)?;
+        let plan = Plan::new(&passes::optimise(&graph)?, simd, precision)?;
         if plan.output_shape() != [1, manifest.output.labels.len()] {
             return Err(format!("its scores have the shape {:?}", plan.output_shape()));
         }

@@ -7,10 +7,11 @@
 use super::{
     element::Element,
     epilogue::Epilogue,
+    fourier::FourierWork,
     graph::Convolution,
-    kernels::{LANES, Larger, Product, Simd, Vectorised, Walk, Window, tile},
-    level::{Level, Steady},
-    panel::{Aligned, LINE, MOST_PIXELS, Panel, Rounding, TILE_LEN, at_least, pack, tiles},
+    kernels::{LANES, Simd, Vectorised, Walk, tile},
+    level::{Level, LevelWork},
+    panel::{Aligned, LINE, Panel, TILE_LEN, at_least, pack, tiles},
     view::View,
 };
 
@@ -48,7 +49,7 @@ impl Axis {
     }
 
     /// The part of the kernel that sees more than padding, for values whose first places are `first..=last`.
-    fn seen(&self, first: usize, last: usize) -> (usize, usize) {
+    pub fn seen(&self, first: usize, last: usize) -> (usize, usize) {
         let start = self.before.saturating_sub(last).min(self.kernel);
         (start, (self.before + self.length).saturating_sub(first).clamp(start, self.kernel))
     }
@@ -129,23 +130,15 @@ impl Geometry {
         self.column == 1 && self.merged.is_none()
     }
 
-    /// The axis of time as the image is laid out.
-    pub fn time(&self) -> usize {
-        usize::from(self.turned)
+    /// Where the image is, `[rows × columns]`, for [one channel](Self::one_channel).
+    pub fn image(&self) -> View {
+        self.from.permuted(&[0, 1])
     }
 
-    /// Of a kernel's weights: carried where a row of the kernel goes along time, as sounds change slowly.
-    pub fn rounding(&self) -> Rounding {
-        if self.one_channel() && self.turned { Rounding::Carried } else { Rounding::Nearest }
-    }
-
-    /// The same with zeros after it, so that one axis has `padded` places; for [one channel](Self::one_channel).
-    pub fn extended<T: Element>(mut self, axis: usize, padded: usize) -> Self {
-        self.axes[axis].after += padded - self.axes[axis].padded();
-        self.row = self.axes[1].padded();
-        self.length = self.row * self.axes[0].padded() + T::PER_STEP;
-        self.steps[0] = self.row;
-        self
+    /// Whether bfloat16 keeps steady sounds exact: with many channels errors cancel, with one a level is needed, which is there for
+    /// kernels as wide as the image.
+    pub fn may_be_rounded(&self) -> bool {
+        self.column > 1 || self.merged.is_some_and(|[rows, _]| rows.window == 1)
     }
 
     /// The weight of element `k` of row `run` of the kernel.
@@ -157,33 +150,12 @@ impl Geometry {
         convolution.weight.values[((channel * self.column + input) * rows + r) * columns + c]
     }
 
-    /// Reads the image into its place, less its mean over time where that is added as a level; the mean goes to `means`.
-    pub fn lay_out<T: Element>(
-        &self,
-        level: Option<&Level>,
-        values: &[f32],
-        image: &mut [T],
-        means: &mut Vec<f32>,
-        simd: Simd,
-    ) {
-        match level {
-            Some(level) => simd.vectorised(LayOutWithoutMean(self, level, values, image, means)),
-            None => simd.vectorised(LayOut(self, values, image)),
-        }
-    }
-
     /// What keeps steady sounds exact, where values are rounded.
-    pub fn level<T: Element>(&self, convolution: &Convolution, simd: Simd) -> Option<Level> {
+    fn level<T: Element>(&self, convolution: &Convolution, simd: Simd) -> Option<Level> {
         let rounded = T::PER_STEP > 1;
-        if !rounded || self.column > 1 {
-            return None;
-        }
-        let Some(axes) = self.merged else {
-            let weight = |channel, row, k| self.weight(convolution, channel, row, k);
-            return Level::new(self.time(), self.axes, self.channels, simd, weight);
-        };
+        let [rows, _] = self.merged.filter(|_| rounded && self.column == 1 && self.may_be_rounded())?;
         let weight = |channel, row, k| self.weight(convolution, channel, 0, row * self.row + k);
-        Level::new(0, axes, self.channels, simd, weight).map(Level::over_whole_rows)
+        Some(Level::new(rows, self.row, self.channels, simd, weight))
     }
 }
 
@@ -192,7 +164,8 @@ pub struct Direct<T> {
     geometry: Geometry,
     /// The axis whose neighbours make up a tile.
     along: usize,
-    kernel: Kernel<T>,
+    weights: Aligned<T>,
+    panels: Vec<Panel>,
     then: Epilogue,
     simd: Simd,
     /// Where the image is among all images.
@@ -200,90 +173,34 @@ pub struct Direct<T> {
     level: Option<Level>,
 }
 
-/// The weights of a convolution, and the axes of the image they go over.
-pub struct Kernel<T> {
-    pub axes: [Axis; 2],
-    /// Elements from one row of the image, and one column, to the next.
-    pub steps: [usize; 2],
-    weights: Aligned<T>,
-    pub panels: Vec<Panel>,
-}
-
-impl<T: Element> Kernel<T> {
-    /// `weight(channel, row, element)`.
-    pub fn new(
-        axes: [Axis; 2],
-        steps: [usize; 2],
-        channels: usize,
-        rounding: Rounding,
-        simd: Simd,
-        weight: impl Fn(usize, usize, usize) -> f32,
-    ) -> Self {
-        let (panels, weights) = pack(channels, [axes[0].kernel, axes[1].kernel * steps[1]], rounding, simd, weight);
-        Self { axes, steps, weights, panels }
-    }
-
-    /// The product of a tile whose pixels are `pixel` elements apart. `firsts` are the row and column where the kernel starts for
-    /// the first of them and the first place of their window, `lasts` those for the last.
-    #[inline]
-    pub fn product<'a>(
-        &'a self,
-        panel: &Panel,
-        image: &'a [T],
-        [firsts, lasts]: [[usize; 2]; 2],
-        pixel: usize,
-    ) -> Product<'a, T> {
-        let [rows, columns] = &self.axes;
-        let run = columns.kernel * self.steps[1];
-        let block = T::PER_STEP * panel.groups * LANES;
-        let w_run = run.div_ceil(T::PER_STEP) * block;
-        // Zeros around the image are passed over.
-        let (run_0, run_1) = rows.seen(firsts[0], lasts[0]);
-        let (k_0, k_1) = columns.seen(firsts[1], lasts[1]);
-        let step_0 = k_0 * self.steps[1] / T::PER_STEP;
-        let step_1 = (k_1 * self.steps[1]).min(run).div_ceil(T::PER_STEP);
-        let walk = Walk { pixel, run: self.steps[0], runs: run_1 - run_0, steps: step_1 - step_0, w_run };
-        let x = (firsts[0] + run_0) * self.steps[0] + firsts[1] * self.steps[1] + step_0 * T::PER_STEP;
-        let w = panel.weights + run_0 * w_run + step_0 * block;
-        // Beyond the image where nothing is seen.
-        let (x, w) = (image.get(x..).unwrap_or_default(), self.weights.get(w..).unwrap_or_default());
-        Product::single(x, w, walk)
-    }
-}
-
 /// What one convolution after the other works in.
 pub struct Work {
     /// Of one tile.
     pub sums: Aligned<f32>,
-    /// Of the image: one per column, or per row, with zeros where its padding lies.
-    pub means: Vec<f32>,
-    /// What the mean of the image adds to the sums.
-    pub level: Aligned<f32>,
-    /// A whole image before it is split.
-    pub image: Vec<f32>,
-    /// Parts of a whole image, while it is split.
-    pub parts: [Aligned<f32>; 2],
+    /// Of an image's rows.
+    mean: Vec<f32>,
+    level: LevelWork,
+    pub fourier: FourierWork,
     buffers: [Aligned<f32>; 2],
 }
 
 impl Work {
-    /// Two buffers of at least these lengths, cut to them, with whatever was in them.
-    pub fn buffers(&mut self, lengths: [usize; 2]) -> [&mut [f32]; 2] {
-        let mut lengths = lengths.into_iter();
-        self.buffers.each_mut().map(|buffer| at_least(buffer, lengths.next().unwrap_or(0)))
-    }
-
     pub fn new() -> Self {
         let mut sums = Aligned::new(LINE);
         sums.resize(TILE_LEN, 0.0);
         Self {
             sums,
-            means: Vec::new(),
-            level: Aligned::new(LINE),
-            image: Vec::new(),
-            parts: [Aligned::new(LINE), Aligned::new(LINE)],
+            mean: Vec::new(),
+            level: LevelWork::new(),
+            fourier: FourierWork::new(),
             buffers: [Aligned::new(LINE), Aligned::new(LINE)],
         }
+    }
+
+    /// Two buffers of at least these lengths, cut to them, with whatever was in them.
+    pub fn buffers(&mut self, lengths: [usize; 2]) -> [&mut [f32]; 2] {
+        let mut lengths = lengths.into_iter();
+        self.buffers.each_mut().map(|buffer| at_least(buffer, lengths.next().unwrap_or(0)))
     }
 }
 
@@ -291,15 +208,16 @@ impl<T: Element> Direct<T> {
     /// The image is the next of `images`.
     pub fn new(geometry: Geometry, convolution: &Convolution, simd: Simd, images: &mut usize) -> Self {
         let weight = |channel, run, k| geometry.weight(convolution, channel, run, k);
-        let kernel = Kernel::new(geometry.axes, geometry.steps, geometry.channels, geometry.rounding(), simd, weight);
+        let [rows, columns] = geometry.axes;
+        let (panels, weights) =
+            pack(geometry.channels, [rows.kernel, columns.kernel * geometry.steps[1]], simd, weight);
         let level = geometry.level::<T>(convolution, simd);
         let image = *images;
         *images += geometry.length;
-        // A tile takes the mean of one row.
-        let one_row = level.as_ref().is_some_and(|level| level.time() == 1);
         Self {
-            along: usize::from(one_row || geometry.axes[1].out >= geometry.axes[0].out),
-            kernel,
+            along: usize::from(columns.out >= rows.out),
+            weights,
+            panels,
             then: Epilogue::new(&convolution.then, geometry.channels),
             simd,
             image,
@@ -310,70 +228,74 @@ impl<T: Element> Direct<T> {
 
     /// Reads the image from `values` and writes the result there; `images` has zeros where the padding lies.
     pub fn run(&self, values: &mut [f32], images: &mut [T], work: &mut Work) {
-        let Work { sums, means, level, .. } = work;
+        let Work { sums, mean, level: level_work, .. } = work;
         let image = &mut images[self.image..][..self.geometry.length];
-        self.geometry.lay_out(self.level.as_ref(), values, image, means, self.simd);
-        let (means, level) = (means.as_slice(), level);
-        for (number, panel) in self.kernel.panels.iter().enumerate() {
-            let level = self.level.as_ref().map(|it| it.prepare(number, means, level, self.simd));
+        mean.clear();
+        match &self.level {
+            Some(_) => self.simd.vectorised(LayOutWithoutMean(&self.geometry, values, image, mean)),
+            None => self.simd.vectorised(LayOut(&self.geometry, values, image)),
+        }
+        for (number, panel) in self.panels.iter().enumerate() {
+            let level = self.level.as_ref().map(|level| level.sums(number, mean, level_work, self.simd));
             let most = self.simd.pixels(panel.groups);
             let lanes = panel.groups * LANES;
             let along = self.geometry.axes[self.along];
             for other in 0..self.geometry.axes[1 - self.along].out {
                 for (first, count) in tiles(along.out, most) {
                     let sums = &mut sums[..count * lanes];
-                    self.maxima(panel, image, level, [other, first, count], sums);
-                    let place = [other, first, 1];
-                    self.simd.vectorised(Store(
-                        &self.geometry,
-                        &self.then,
-                        sums,
-                        panel,
-                        self.along,
-                        place,
-                        &mut *values,
-                    ));
+                    self.maxima(panel, image, [other, first, count], sums);
+                    if let Some(level) = level {
+                        sums.iter_mut().zip(&level[first * lanes..]).for_each(|(sum, level)| *sum += level);
+                    }
+                    let store =
+                        Store(&self.geometry, &self.then, sums, panel, self.along, [other, first], &mut *values);
+                    self.simd.vectorised(store);
                 }
             }
         }
     }
 
     /// The sums of `count` values from `first` on, the maximum of each over its window.
-    fn maxima(
-        &self,
-        panel: &Panel,
-        image: &[T],
-        level: Option<Steady<'_>>,
-        [other, first, count]: [usize; 3],
-        sums: &mut [f32],
-    ) {
-        let lanes = panel.groups * LANES;
-        let (mut offsets, mut offsets_of) = ([0; MOST_PIXELS], None);
+    fn maxima(&self, panel: &Panel, image: &[T], [other, first, count]: [usize; 3], sums: &mut [f32]) {
         let [rows, columns] = &self.geometry.axes;
         let (along, across) = (self.geometry.axes[self.along], self.geometry.axes[1 - self.along]);
         let pixel = along.pool_stride * along.stride * self.geometry.steps[self.along];
         for inner in 0..rows.window * columns.window {
             let inner = [inner / columns.window, inner % columns.window];
             let fixed = across.start(other, inner[1 - self.along]);
-            let [firsts, lasts] = [first, first + count - 1].map(|value| {
+            let places = [first, first + count - 1].map(|value| {
                 let start = along.start(value, inner[self.along]);
                 if self.along == 0 { [start, fixed] } else { [fixed, start] }
             });
-            let mut product = self.kernel.product(panel, image, [firsts, lasts], pixel);
-            product.larger = if inner == [0, 0] { Larger::Never } else { Larger::Always };
-            if let Some(steady) = level {
-                if offsets_of != Some(inner[self.along]) {
-                    offsets_of = Some(inner[self.along]);
-                    for (m, offset) in offsets[..count].iter_mut().enumerate() {
-                        let place = (first + m) * along.pool_stride + inner[self.along];
-                        *offset = steady.level.offset(self.along, place, lanes);
-                    }
-                }
-                let place = other * across.pool_stride + inner[1 - self.along];
-                product.base = Some(steady.base(1 - self.along, [place, 0], lanes, &offsets));
-            }
-            tile(self.simd, [count, panel.groups], &[product], Window::SINGLE, sums);
+            let (operands, walk) = self.operands(panel, image, places, pixel);
+            tile(self.simd, [count, panel.groups], operands, walk, inner != [0, 0], sums);
         }
+    }
+
+    /// What a tile multiplies whose pixels are `pixel` elements apart. `firsts` are the row and column where the kernel starts for
+    /// the first of them, `lasts` those for the last.
+    #[inline]
+    fn operands<'a>(
+        &'a self,
+        panel: &Panel,
+        image: &'a [T],
+        [firsts, lasts]: [[usize; 2]; 2],
+        pixel: usize,
+    ) -> ([&'a [T]; 2], Walk) {
+        let Geometry { axes: [rows, columns], steps, .. } = &self.geometry;
+        let run = columns.kernel * steps[1];
+        let block = T::PER_STEP * panel.groups * LANES;
+        let w_run = run.div_ceil(T::PER_STEP) * block;
+        // Zeros around the image are passed over.
+        let (run_0, run_1) = rows.seen(firsts[0], lasts[0]);
+        let (k_0, k_1) = columns.seen(firsts[1], lasts[1]);
+        let step_0 = k_0 * steps[1] / T::PER_STEP;
+        let step_1 = (k_1 * steps[1]).min(run).div_ceil(T::PER_STEP);
+        let walk = Walk { pixel, run: steps[0], runs: run_1 - run_0, steps: step_1 - step_0, w_run };
+        let x = (firsts[0] + run_0) * steps[0] + firsts[1] * steps[1] + step_0 * T::PER_STEP;
+        let w = panel.weights + run_0 * w_run + step_0 * block;
+        // Beyond the image where nothing is seen.
+        ([image.get(x..).unwrap_or_default(), self.weights.get(w..).unwrap_or_default()], walk)
     }
 }
 
@@ -411,76 +333,52 @@ impl<T: Element> Vectorised for LayOut<'_, T> {
     }
 }
 
-/// Lays out an image of one channel less its mean over time, which goes to `means`.
-struct LayOutWithoutMean<'a, T>(&'a Geometry, &'a Level, &'a [f32], &'a mut [T], &'a mut Vec<f32>);
+/// Reads an image of one channel into its place less the mean of its rows, which goes to `mean`.
+struct LayOutWithoutMean<'a, T>(&'a Geometry, &'a [f32], &'a mut [T], &'a mut Vec<f32>);
 
 impl<T: Element> Vectorised for LayOutWithoutMean<'_, T> {
     #[inline(always)]
     fn run(self) {
-        let Self(layer, level, values, image, means) = self;
-        // Where rows are frames, the mean of every column; else that of every row.
-        let time = level.time_of_image();
-        let band = 1 - time;
-        let (frames, bands) = (layer.from.shape[time], layer.from.shape[band]);
-        let (from_frame, from_band) = (layer.from.strides[time], layer.from.strides[band]);
-        let steps = [layer.row, layer.column];
-        let (to_frame, to_band) = (steps[time], steps[band]);
-        let frame = |t: usize| values[layer.from.offset + t * from_frame..].iter().step_by(from_band);
-
-        means.clear();
-        means.resize(layer.merged.unwrap_or(layer.axes)[band].padded(), 0.0);
-        let means = &mut means[layer.before[band]..][..bands];
-        for t in 0..frames {
-            let at = layer.from.offset + t * from_frame;
-            if from_band == 1 {
-                means.iter_mut().zip(&values[at..at + bands]).for_each(|(mean, value)| *mean += value);
-            } else {
-                means.iter_mut().zip(frame(t)).for_each(|(mean, value)| *mean += value);
-            }
+        let Self(layer, values, image, mean) = self;
+        let (rows, columns) = (layer.from.shape[0], layer.from.shape[1]);
+        let strides = &layer.from.strides;
+        mean.resize(columns, 0.0);
+        for r in 0..rows {
+            let row = values[layer.from.offset + r * strides[0]..].iter().step_by(strides[1]);
+            mean.iter_mut().zip(row).for_each(|(mean, value)| *mean += value);
         }
-        means.iter_mut().for_each(|mean| *mean /= frames as f32);
-        let first = layer.before[0] * layer.row + layer.before[1] * layer.column;
-        for t in 0..frames {
-            let (at, to) = (layer.from.offset + t * from_frame, first + t * to_frame);
-            if from_band == 1 && to_band == 1 {
-                let values = values[at..at + bands].iter().zip(&*means);
-                image[to..to + bands].iter_mut().zip(values).for_each(|(to, (v, mean))| *to = T::from_f32(v - mean));
-            } else if from_band == 1 {
-                let image = image[to..].iter_mut().step_by(to_band);
-                let values = values[at..at + bands].iter().zip(&*means);
-                image.zip(values).for_each(|(to, (v, mean))| *to = T::from_f32(v - mean));
-            } else {
-                let image = image[to..].iter_mut().step_by(to_band);
-                image.zip(frame(t).zip(&*means)).for_each(|(to, (v, mean))| *to = T::from_f32(v - mean));
-            }
+        mean.iter_mut().for_each(|mean| *mean /= rows as f32);
+        for r in 0..rows {
+            let row = values[layer.from.offset + r * strides[0]..].iter().step_by(strides[1]);
+            let to = &mut image[(layer.before[0] + r) * layer.row..][..columns];
+            to.iter_mut().zip(row.zip(&*mean)).for_each(|(to, (value, mean))| *to = T::from_f32(value - mean));
         }
     }
 }
 
-/// Applies what follows to the sums of a tile, and writes them: those of every `every`-th value from `first` on along an axis, at
-/// `other` of the other.
+/// Applies what follows to the sums of a tile, and writes them: those of the values from `first` on along an axis, at `other` of
+/// the other.
 pub struct Store<'a>(
     pub &'a Geometry,
     pub &'a Epilogue,
     pub &'a mut [f32],
     pub &'a Panel,
     pub usize,
-    pub [usize; 3],
+    pub [usize; 2],
     pub &'a mut [f32],
 );
 
 impl Vectorised for Store<'_> {
     #[inline(always)]
     fn run(self) {
-        let Self(layer, then, sums, panel, along, [other, first, every], values) = self;
+        let Self(layer, then, sums, panel, along, [other, first], values) = self;
         let lanes = panel.groups * LANES;
         then.apply(sums, lanes, panel.channel);
         let channels = lanes.min(layer.channels - panel.channel);
         let (value_stride, other_stride) = (layer.to_steps[along], layer.to_steps[1 - along]);
         let stride = layer.to.strides[2];
         for (m, pixel) in sums.chunks_exact(lanes).enumerate() {
-            let at =
-                layer.to.offset + (first + m * every) * value_stride + other * other_stride + panel.channel * stride;
+            let at = layer.to.offset + (first + m) * value_stride + other * other_stride + panel.channel * stride;
             if stride == 1 {
                 values[at..at + channels].copy_from_slice(&pixel[..channels]);
             } else {

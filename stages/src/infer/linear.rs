@@ -3,8 +3,8 @@
 use super::{
     epilogue::Epilogue,
     graph::Pointwise,
-    kernels::{LANES, Product, Simd, Walk, Window, tile},
-    panel::{Aligned, Panel, Rounding, pack},
+    kernels::{LANES, Simd, Walk, tile},
+    panel::{Aligned, Panel, pack},
     view::View,
 };
 
@@ -21,8 +21,7 @@ impl Linear {
     /// `weight`: `[out × in]`; `from` and `to`: `[1 × in]` and `[1 × out]`.
     pub fn new(weight: &[f32], bias: &[f32], from: &View, to: &View, simd: Simd) -> Self {
         let (inputs, outputs) = (from.shape[1], to.shape[1]);
-        let (panels, weights) =
-            pack(outputs, [1, inputs], Rounding::Nearest, simd, |channel, _, k| weight[channel * inputs + k]);
+        let (panels, weights) = pack(outputs, [1, inputs], simd, |channel, _, k| weight[channel * inputs + k]);
         let bias = Pointwise::Affine { scale: vec![1.0; outputs], shift: bias.to_vec() };
         Self { weights, panels, bias: Epilogue::new(&[bias], outputs), simd, from: from.clone(), to: to.clone() }
     }
@@ -35,8 +34,7 @@ impl Linear {
             let lanes = panel.groups * LANES;
             let walk = Walk { pixel: 0, run: 0, runs: 1, steps: inputs, w_run: 0 };
             let sums = &mut sums[..lanes];
-            let product = Product::single(&x, &self.weights[panel.weights..], walk);
-            tile(self.simd, [1, panel.groups], &[product], Window::SINGLE, sums);
+            tile(self.simd, [1, panel.groups], [&x, &self.weights[panel.weights..]], walk, false, sums);
             self.bias.apply(sums, lanes, panel.channel);
             for (c, &sum) in sums.iter().enumerate().take(outputs - panel.channel) {
                 values[self.to.offset + (panel.channel + c) * stride] = sum;

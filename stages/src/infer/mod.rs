@@ -1,7 +1,7 @@
 //! Windows of features → scores, by a model behind a small trait.
 //!
 //! A model is a TorchScript file. Its graph is read (`archive`, `script`, `lower`), rewritten by general passes (`passes`) and
-//! run by own code (`plan`, `convolution`, `winograd`, `kernels`). A model with an operation that is not known runs as it is, by
+//! run by own code (`plan`, `convolution`, `fourier`, `winograd`, `kernels`). A model with an operation that is not known runs as it is, by
 //! libtorch.
 
 mod archive;
@@ -10,8 +10,9 @@ mod compiled;
 mod convolution;
 mod element;
 mod epilogue;
-mod fast_fir;
+mod fourier;
 mod graph;
+mod inverse;
 mod kernels;
 mod level;
 mod linear;

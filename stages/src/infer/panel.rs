@@ -29,19 +29,10 @@ pub struct Panel {
     pub weights: usize,
 }
 
-/// How weights become what the tiles multiply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rounding {
-    Nearest,
-    /// What rounding one weight leaves is added to its neighbour in the run: over values that change slowly the errors cancel.
-    Carried,
-}
-
 /// Weights in the order the tiles read them, `[panel][run][step][channel][part of a step]`; zeros where a run or the channels end.
 pub fn pack<T: Element>(
     channels: usize,
     [runs, run]: [usize; 2],
-    rounding: Rounding,
     simd: Simd,
     value: impl Fn(usize, usize, usize) -> f32,
 ) -> (Vec<Panel>, Aligned<T>) {
@@ -51,20 +42,11 @@ pub fn pack<T: Element>(
         let groups = simd.panel((channels - channel).div_ceil(LANES));
         panels.push(Panel { channel, groups, weights: weights.len() });
         for r in 0..runs {
-            let mut rest = vec![0.0; groups * LANES];
             for step in 0..run.div_ceil(T::PER_STEP) {
                 for c in channel..channel + groups * LANES {
                     for k in (0..T::PER_STEP).map(|part| step * T::PER_STEP + part) {
-                        if c >= channels || k >= run {
-                            weights.push(T::default());
-                            continue;
-                        }
-                        let exact = value(c, r, k) + rest[c - channel];
-                        let rounded = T::from_f32(exact);
-                        if rounding == Rounding::Carried {
-                            rest[c - channel] = exact - rounded.to_f32();
-                        }
-                        weights.push(rounded);
+                        let inside = c < channels && k < run;
+                        weights.push(if inside { T::from_f32(value(c, r, k)) } else { T::default() });
                     }
                 }
             }

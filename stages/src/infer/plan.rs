@@ -5,7 +5,7 @@ use super::{
     convolution::{Direct, Geometry, Work},
     element::{Bf16, Element},
     epilogue::{relu, sigmoid},
-    fast_fir::{self, FastFir},
+    fourier::{self, Fourier, Spectra},
     graph::{Convolution, Graph, Node, NodeId, Operation, Pointwise, Pool, Reduction, padded},
     kernels::Simd,
     linear::Linear,
@@ -16,6 +16,7 @@ use super::{
 /// The steps of a model for one window. Nothing in it changes while it runs.
 pub struct Plan {
     steps: Vec<Step>,
+    spectra: Vec<Spectra>,
     input: View,
     output: View,
     values_len: usize,
@@ -24,39 +25,58 @@ pub struct Plan {
 }
 
 enum Step {
-    Copy { from: View, to: View },
-    Each { pointwise: Pointwise, from: View, to: View },
-    Add { from: [View; 2], to: View },
-    MaxPool { pool: Pool, from: View, to: View },
-    Reduce { reduction: Reduction, axis: usize, from: View, to: View },
+    Copy {
+        from: View,
+        to: View,
+    },
+    Each {
+        pointwise: Pointwise,
+        from: View,
+        to: View,
+    },
+    Add {
+        from: [View; 2],
+        to: View,
+    },
+    MaxPool {
+        pool: Pool,
+        from: View,
+        to: View,
+    },
+    Reduce {
+        reduction: Reduction,
+        axis: usize,
+        from: View,
+        to: View,
+    },
     Float32(Layer<f32>),
     Bfloat16(Layer<Bf16>),
+    /// The number among all spectra.
+    Spectra(usize),
+    Fourier(Box<Fourier>),
     Linear(Linear),
 }
 
 /// A convolution by the algorithm that is best for it.
 enum Layer<T> {
     Direct(Box<Direct<T>>),
-    FastFir(Box<FastFir<T>>),
     Winograd(Box<Winograd<T>>),
 }
 
 impl<T: Element> Layer<T> {
-    fn new(convolution: &Convolution, [from, to]: [&View; 2], simd: Simd, fast_fir: bool, images: &mut usize) -> Self {
-        if let Some(winograd) = Winograd::new(convolution, from, to, simd, images) {
-            return Self::Winograd(Box::new(winograd));
-        }
-        let geometry = Geometry::new::<T>(convolution, from, to);
-        match fast_fir::best_split::<T>(&geometry).filter(|_| fast_fir) {
-            Some(split) => Self::FastFir(Box::new(FastFir::new(geometry, convolution, split, simd, images))),
-            None => Self::Direct(Box::new(Direct::new(geometry, convolution, simd, images))),
+    fn new(convolution: &Convolution, [from, to]: [&View; 2], simd: Simd, images: &mut usize) -> Self {
+        match Winograd::new(convolution, from, to, simd, images) {
+            Some(winograd) => Self::Winograd(Box::new(winograd)),
+            None => {
+                let geometry = Geometry::new::<T>(convolution, from, to);
+                Self::Direct(Box::new(Direct::new(geometry, convolution, simd, images)))
+            }
         }
     }
 
     fn run(&self, values: &mut [f32], images: &mut [T], work: &mut Work) {
         match self {
             Self::Direct(direct) => direct.run(values, images, work),
-            Self::FastFir(fir) => fir.run(values, images, work),
             Self::Winograd(winograd) => winograd.run(values, images, work),
         }
     }
@@ -73,14 +93,13 @@ pub struct Scratch {
 }
 
 impl Plan {
-    /// `fast_fir`: whether that may be used where values are rounded, too.
-    ///
     /// # Errors
     /// The graph has an operation in a form that has no step.
-    pub fn new(graph: &Graph, simd: Simd, precision: Precision, fast_fir: bool) -> Result<Self, String> {
+    pub fn new(graph: &Graph, simd: Simd, precision: Precision) -> Result<Self, String> {
         let mut layout = Layout::of(graph);
         let mut steps = Vec::new();
         let mut images = [0; 2];
+        let mut spectra = Vec::new();
         for (id, node) in graph.nodes.iter().enumerate() {
             let to = layout.target(graph, id);
             let inputs: Vec<View> = node.inputs.iter().filter_map(|&input| layout.views[input].clone()).collect();
@@ -121,14 +140,20 @@ impl Plan {
                     steps.push(Step::Reduce { reduction: *reduction, axis: *axis, from: from.clone(), to: to.clone() })
                 }
                 (Operation::Convolution(convolution), [from]) => {
-                    let exact = stays_exact(graph, node, convolution);
-                    let precision = if exact { Precision::Float32 } else { precision };
                     let views = [from, &to];
                     let [float32, bfloat16] = &mut images;
-                    steps.push(match precision {
-                        Precision::Float32 => Step::Float32(Layer::new(convolution, views, simd, true, float32)),
-                        Precision::Bfloat16 => Step::Bfloat16(Layer::new(convolution, views, simd, fast_fir, bfloat16)),
-                    });
+                    let geometry = Geometry::new::<f32>(convolution, from, &to);
+                    let exact = !geometry.may_be_rounded() || costs_little(graph, node, convolution);
+                    if let Some(choice) = fourier::best_choice(&geometry) {
+                        let known = spectra.len();
+                        let fourier = Fourier::new(geometry, convolution, choice, simd, &mut spectra, float32);
+                        steps.extend((known..spectra.len()).map(Step::Spectra));
+                        steps.push(Step::Fourier(Box::new(fourier)));
+                    } else if exact || precision == Precision::Float32 {
+                        steps.push(Step::Float32(Layer::new(convolution, views, simd, float32)));
+                    } else {
+                        steps.push(Step::Bfloat16(Layer::new(convolution, views, simd, bfloat16)));
+                    }
                 }
                 (Operation::Linear { weight, bias }, [from]) => {
                     steps.push(Step::Linear(Linear::new(&weight.values, bias, from, &to, simd)));
@@ -138,7 +163,7 @@ impl Plan {
             layout.views[id] = Some(to);
         }
         let view = |id: NodeId| layout.views[id].clone().ok_or("the result does not depend on the window");
-        Ok(Self { input: view(0)?, output: view(graph.output)?, values_len: layout.len, images, steps })
+        Ok(Self { input: view(0)?, output: view(graph.output)?, values_len: layout.len, images, spectra, steps })
     }
 
     pub fn scratch(&self) -> Scratch {
@@ -173,6 +198,8 @@ impl Plan {
                 Step::Reduce { reduction, axis, from, to } => reduce(*reduction, *axis, from, to, values),
                 Step::Float32(layer) => layer.run(values, float32, work),
                 Step::Bfloat16(layer) => layer.run(values, bfloat16, work),
+                Step::Spectra(number) => self.spectra[*number].run(values, float32, &mut work.fourier),
+                Step::Fourier(layer) => layer.run(values, float32, &mut work.fourier),
                 Step::Linear(linear) => linear.run(values, &mut work.sums),
             }
         }
@@ -184,10 +211,10 @@ impl Plan {
     }
 }
 
-/// Whether a convolution stays in float32, as it costs little and rounds nothing: one with less than 1/20 of all multiplications,
-/// or less than 1/32 where a [level](super::level) keeps steady sounds exact.
-fn stays_exact(graph: &Graph, node: &Node, convolution: &Convolution) -> bool {
+/// Whether a convolution has too few of all multiplications for rounding to be worth its errors.
+fn costs_little(graph: &Graph, node: &Node, convolution: &Convolution) -> bool {
     let all: usize = graph.nodes.iter().map(|node| multiplications(graph, node)).sum();
+    // With one channel, a level keeps steady sounds exact.
     let worth_rounding = if convolution.weight.shape[1] == 1 { 32 } else { 20 };
     multiplications(graph, node) * worth_rounding < all
 }

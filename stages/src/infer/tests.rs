@@ -1,6 +1,6 @@
 //! Compiled graphs against loops that say what an operation is.
 
-use std::rc::Rc;
+use std::{f64::consts::TAU, rc::Rc};
 
 use proptest::prelude::*;
 
@@ -9,8 +9,9 @@ use super::{
     archive::Constant,
     element::{Bf16, Element},
     graph::{Convolution, Graph, NodeId, Operation, Padding, Pointwise, Pool, Reduction},
-    kernels::{Base, LANES, Larger, Product, Simd, Start, Walk, Window, tile},
-    panel::{MOST_PIXELS, Rounding, pack},
+    inverse::{Inverse, Pair, Row, Scratch},
+    kernels::{LANES, Lanes, OnLanes, Simd, Walk, tile},
+    panel::MOST_PIXELS,
     passes,
     plan::Plan,
 };
@@ -25,33 +26,24 @@ fn float32_sets() -> Vec<Simd> {
     [Some(Simd::PORTABLE), Simd::avx2(), Simd::avx512(), Simd::avx512_bf16()].into_iter().flatten().collect()
 }
 
-/// Products that use everything a product can say, at three places.
 fn tile_is_the_same<T: Element>(simd: Simd, groups: usize) {
     for pixels in 1..=simd.pixels(groups) {
         for (runs, steps) in [(1, 1), (3, 5), (2, 8), (0, 4)] {
             let walk = Walk { pixel: 3, run: 7, runs, steps, w_run: steps * T::PER_STEP * groups * LANES };
-            let window = Window { places: 3, step: 2 };
             let convert = |values: Vec<f32>| -> Vec<T> { values.into_iter().map(T::from_f32).collect() };
-            let x = convert(noise(1, 3 * pixels + 7 * runs + T::PER_STEP * steps + 2 * window.step));
+            let x = convert(noise(1, 3 * pixels + 7 * runs + T::PER_STEP * steps));
             let w = convert(noise(2, runs * walk.w_run));
-            let values = noise(3, pixels + groups * LANES + 10);
-            let offsets: Vec<usize> = (0..pixels).rev().collect();
-            let base = Base { values: &values, offsets: &offsets, step: 5, scales: &[0.5, 0.0, 2.0], scale_step: 1 };
-            let single = Product::single(&x, &w, walk);
-            let products = [
-                Product { to: 1, ..single },
-                Product { start: Start::Last, base: Some(base), larger: Larger::AfterFirst, ..single },
-                Product { start: Start::Slot(1), plus: [Some(0), Some(2)], larger: Larger::Always, to: 2, ..single },
-            ];
-            let mut expected = noise(4, 3 * pixels * groups * LANES);
-            let mut found = expected.clone();
-            tile(Simd::PORTABLE, [pixels, groups], &products, window, &mut expected);
-            tile(simd, [pixels, groups], &products, window, &mut found);
-            for (found, expected) in found.iter().zip(&expected) {
-                assert!(
-                    (found - expected).abs() < 1e-4,
-                    "{simd:?}, {pixels} × {groups}, {walk:?}: {found} for {expected}"
-                );
+            for larger in [false, true] {
+                let mut expected = noise(4, pixels * groups * LANES);
+                let mut found = expected.clone();
+                tile(Simd::PORTABLE, [pixels, groups], [&x, &w], walk, larger, &mut expected);
+                tile(simd, [pixels, groups], [&x, &w], walk, larger, &mut found);
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert!(
+                        (found - expected).abs() < 1e-4,
+                        "{simd:?}, {pixels} × {groups}, {walk:?}: {found} for {expected}"
+                    );
+                }
             }
         }
     }
@@ -75,8 +67,7 @@ fn every_loop_multiplies_as_the_obvious_one() {
 #[should_panic(expected = "x.len()")]
 fn a_tile_that_reads_beyond_its_image_is_refused() {
     let walk = Walk { pixel: 1, run: 0, runs: 1, steps: 4, w_run: 0 };
-    let product = Product::single(&[0.0; 4], &[0.0; 64], walk);
-    tile::<f32>(Simd::float32().expect("AVX2"), [2, 1], &[product], Window::SINGLE, &mut [0.0; 32]);
+    tile::<f32>(Simd::float32().expect("AVX2"), [2, 1], [&[0.0; 4], &[0.0; 64]], walk, false, &mut [0.0; 32]);
 }
 
 #[test]
@@ -88,22 +79,47 @@ fn bfloat16_rounds_to_the_nearest_even() {
     }
 }
 
+struct Transform<'a>(&'a Inverse, &'a [Pair], usize, &'a mut [Row]);
+
+impl OnLanes for Transform<'_> {
+    fn run<V: Lanes>(self) {
+        let Self(inverse, bins, needed, signal) = self;
+        inverse.run::<V>(bins, signal, needed, &mut Scratch::new());
+    }
+}
+
 #[test]
-fn a_run_whose_rounding_is_carried_keeps_its_sum() {
-    let weight =
-        |channel: usize, run: usize, k: usize| 0.1 + (channel + 3 * run) as f32 / 70.0 + (k as f32 / 9.0).sin() / 20.0;
-    let sum_is_off = |rounding| {
-        let (_, weights) = pack::<Bf16>(LANES, [2, 64], rounding, Simd::PORTABLE, weight);
-        let off = |channel: usize, run: usize| {
-            let at = |k: usize| ((run * 64 + k) / 2 * LANES + channel) * 2 + k % 2;
-            let off = |k| weights[at(k)].to_f32() - weight(channel, run, k);
-            (0..64).map(off).sum::<f32>().abs()
+fn the_inverse_transform_is_the_sum_of_its_definition() {
+    let mut lengths: Vec<usize> = (1..400).flat_map(Inverse::lengths).collect();
+    lengths.sort_unstable();
+    lengths.dedup();
+    assert_eq!(lengths, [16, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320]);
+    for length in lengths {
+        let inverse = Inverse::new(length);
+        let values = noise(20, inverse.bins() * 2 * LANES);
+        let bins: Vec<Pair> = values.as_chunks::<LANES>().0.as_chunks::<2>().0.to_vec();
+        let expected = |n: usize, lane: usize| {
+            let bin = |(k, [re, im]): (usize, &Pair)| {
+                let (sin, cos) = (TAU * (k * n % length) as f64 / length as f64).sin_cos();
+                // The first and the last are of real signals.
+                let im = if k == 0 || k == length / 2 { 0.0 } else { im[lane] };
+                f64::from(re[lane]) * cos - f64::from(im) * sin
+            };
+            bins.iter().enumerate().map(bin).sum::<f64>() as f32
         };
-        (0..LANES).flat_map(|channel| [0, 1].map(|run| off(channel, run))).fold(0.0, f32::max)
-    };
-    // Half the distance of two neighbours below 1/2.
-    assert!(sum_is_off(Rounding::Carried) <= 1.0 / 1024.0 + 1e-5);
-    assert!(sum_is_off(Rounding::Nearest) > 2.0 / 1024.0);
+        for simd in float32_sets() {
+            for needed in [length, length / 2 + 1, length / 3, 1] {
+                let mut signal = vec![[f32::NAN; LANES]; length];
+                simd.on_lanes(Transform(&inverse, &bins, needed, &mut signal));
+                for (n, row) in signal.iter().enumerate().take(needed) {
+                    for (lane, &found) in row.iter().enumerate() {
+                        let off = (found - expected(n, lane)).abs();
+                        assert!(off < 2e-5, "{simd:?}, length {length}, value {n}: off by {off}");
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// One convolution and what follows it.
@@ -198,7 +214,7 @@ impl Case {
         let expected = self.obvious(&window, &weight.unwrap());
         let optimised = passes::optimise(&graph).unwrap();
         let check = |graph: &Graph, simd, precision, tolerance| {
-            let plan = Plan::new(graph, simd, precision, true).unwrap();
+            let plan = Plan::new(graph, simd, precision).unwrap();
             let mut scratch = plan.scratch();
             // The second run works in what the first one left.
             plan.run(&noise(11, window.len()), &mut scratch);
@@ -263,7 +279,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn fast_fir_is_the_loops_of_its_definition(
+    fn one_channel_is_the_loops_of_its_definition(
         taps in 7..40_usize, across in prop_oneof![Just(1_usize), 1..40_usize], before in 0..20_usize, after in 0..20_usize, beside in 0..3_usize,
         more in 0..30_usize, window in 1..14_usize, step in 1..3_usize, out in 1..70_usize, turned in any::<bool>(),
     ) {
@@ -284,7 +300,9 @@ proptest! {
 
 #[test]
 fn long_kernels_over_one_channel_are_the_loops_of_their_definition() {
-    for (kernel, before, after) in [([7, 9], [3, 0], [3, 0]), ([32, 1], [15, 0], [16, 0]), ([5, 24], [2, 0], [2, 0])] {
+    for (kernel, before, after) in
+        [([7, 9], [3, 0], [3, 0]), ([32, 1], [15, 0], [16, 0]), ([5, 24], [2, 0], [2, 0]), ([80, 3], [60, 0], [70, 0])]
+    {
         let (padding, window) = (Padding { before, after }, [1, 25 - kernel[1]]);
         let pool = Pool { window, stride: [1, 1] };
         Case { image: [1, 40, 24], out: 51, kernel, stride: [1, 1], padding, pool }.check();
@@ -309,7 +327,7 @@ fn a_steady_image_is_exact_in_bfloat16() {
         let row = noise(12, 24);
         let window: Vec<f32> = (0..40).flat_map(|_| row.clone()).collect();
         let run = |simd, precision| {
-            let plan = Plan::new(&graph, simd, precision, true).unwrap();
+            let plan = Plan::new(&graph, simd, precision).unwrap();
             plan.run(&window, &mut plan.scratch())
         };
         let exact = run(Simd::PORTABLE, Precision::Float32);
@@ -349,7 +367,7 @@ fn tensors_keep_their_values_under_other_shapes_and_places() {
     };
     let relu = |x: f32| x.max(0.0);
     let expected = [of(&relu), of(&|x| x + relu(x)), of(&|x| x), of(&relu)].concat();
-    let plan = Plan::new(&passes::optimise(&graph).unwrap(), Simd::PORTABLE, Precision::Float32, true).unwrap();
+    let plan = Plan::new(&passes::optimise(&graph).unwrap(), Simd::PORTABLE, Precision::Float32).unwrap();
     let found = plan.run(&window, &mut plan.scratch());
     for (found, expected) in found.iter().zip(&expected) {
         assert!((found - expected).abs() < 1e-6, "{found} for {expected}");

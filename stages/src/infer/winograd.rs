@@ -10,8 +10,8 @@ use super::{
     element::Element,
     epilogue::Epilogue,
     graph::Convolution,
-    kernels::{LANES, Product, Simd, Vectorised, Walk, Window, tile},
-    panel::{Aligned, LINE, MOST_PIXELS, Panel, Rounding, pack, tiles},
+    kernels::{LANES, Simd, Vectorised, Walk, tile},
+    panel::{Aligned, LINE, MOST_PIXELS, Panel, pack, tiles},
     view::View,
 };
 
@@ -67,9 +67,7 @@ impl<T: Element> Winograd<T> {
         };
         let kernels: Vec<[f32; PLACES]> = (0..channels * inputs).map(|i| weight(i / inputs, i % inputs)).collect();
         let packed = |place: usize| {
-            pack(channels, [1, inputs], Rounding::Nearest, simd, |channel, _, input| {
-                kernels[channel * inputs + input][place]
-            })
+            pack(channels, [1, inputs], simd, |channel, _, input| kernels[channel * inputs + input][place])
         };
         let panels = packed(0).0;
         let laid_out = |view: &View| view.permuted(&[2, 3, 1]);
@@ -125,8 +123,7 @@ impl<T: Element> Winograd<T> {
                     for (place, products) in products.chunks_exact_mut(count * lanes).take(PLACES).enumerate() {
                         let x = &image[place * step + first * inputs..];
                         let w = &self.weights[place][panel.weights..];
-                        let product = Product::single(x, w, walk);
-                        tile(self.simd, [count, panel.groups], &[product], Window::SINGLE, products);
+                        tile(self.simd, [count, panel.groups], [x, w], walk, false, products);
                     }
                     let size = [out_rows, out_columns];
                     self.simd.vectorised(Gather(self, &*products, [first, count], size, lanes, &mut *sums));

@@ -11,9 +11,9 @@
 
 mod avx2;
 mod avx512;
+mod lanes;
 
-use std::ptr;
-
+pub use self::lanes::{Lanes, OnLanes};
 use super::element::{Bf16, Element};
 
 /// Channels in one group: the float32 lanes of a 512-bit register.
@@ -132,92 +132,8 @@ pub trait Vectorised {
     fn run(self);
 }
 
-/// One form of the inner loop, over the places of a window and the products of each.
-pub type Loop<T> = unsafe fn(&[Checked<T>], Window);
-
-/// Where a product starts, what is added to it, and where it goes.
-#[derive(Clone, Copy)]
-pub struct Product<'a, T> {
-    pub x: &'a [T],
-    pub w: &'a [T],
-    pub walk: Walk,
-    pub start: Start,
-    /// Slots that are added.
-    pub plus: [Option<usize>; 2],
-    pub base: Option<Base<'a>>,
-    pub larger: Larger,
-    /// The slot it goes to.
-    pub to: usize,
-}
-
-impl<'a, T> Product<'a, T> {
-    /// All there is to the only slot.
-    pub fn single(x: &'a [T], w: &'a [T], walk: Walk) -> Self {
-        Self { x, w, walk, start: Start::Zero, plus: [None; 2], base: None, larger: Larger::Never, to: 0 }
-    }
-}
-
-#[derive(Clone, Copy, Default)]
-pub enum Start {
-    #[default]
-    Zero,
-    /// From the sums of the product before it.
-    Last,
-    Slot(usize),
-}
-
-/// Whether a slot keeps what is larger: what comes or what is there.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub enum Larger {
-    #[default]
-    Never,
-    /// Not at the first place of the window.
-    AfterFirst,
-    Always,
-}
-
-/// What is added to the sums of each pixel: `scales[place · scale_step] · values[offsets[pixel] + place · step..]`.
-#[derive(Clone, Copy)]
-pub struct Base<'a> {
-    pub values: &'a [f32],
-    pub offsets: &'a [usize],
-    pub step: usize,
-    pub scales: &'a [f32],
-    pub scale_step: usize,
-}
-
-/// The places that a tile's products are taken at, one after the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    pub places: usize,
-    /// From one to the next, in `x`.
-    pub step: usize,
-}
-
-impl Window {
-    pub const SINGLE: Self = Self { places: 1, step: 0 };
-}
-
-/// A [`Product`] whose bounds were checked.
-#[derive(Clone, Copy)]
-pub struct Checked<T> {
-    x: *const T,
-    w: *const T,
-    walk: Walk,
-    last: bool,
-    /// Null, or what it starts from.
-    start: *const f32,
-    /// Null, or what is added.
-    plus: [*const f32; 2],
-    /// Null, or what is added as [`Base`] says.
-    base: *const f32,
-    offsets: *const usize,
-    step: usize,
-    scales: *const f32,
-    scale_step: usize,
-    larger: Larger,
-    to: *mut f32,
-}
+/// One form of the inner loop: `x`, `w`, how they are walked, whether what is larger stays, and where the sums go.
+pub type Loop<T> = unsafe fn(*const T, *const T, Walk, bool, *mut f32);
 
 macro_rules! per_pixels {
     ($($name:ident)::+ $(, $groups:literal)?) => {
@@ -254,112 +170,45 @@ pub fn bfloat16(simd: Simd, pixels: usize, groups: usize) -> Option<Loop<Bf16>> 
     }
 }
 
-/// Takes `products` at every place of `window`. `sums` are slots of `[pixels × groups × LANES]`.
+/// Multiplies `x` by `w` as `walk` says, into `sums`, `[pixels × groups × LANES]`; where `larger`, what is larger stays there.
 ///
 /// # Panics
-/// A product does not reach as far as its `walk` and the window say, or a slot lies beyond `sums`.
+/// `x`, `w` or `sums` does not reach that far.
 pub fn tile<T: Element>(
     simd: Simd,
     [pixels, groups]: [usize; 2],
-    products: &[Product<'_, T>],
-    window: Window,
+    [x, w]: [&[T]; 2],
+    walk: Walk,
+    larger: bool,
     sums: &mut [f32],
 ) {
-    let length = pixels * groups * LANES;
-    assert!(length > 0 && window.places > 0);
-    let Some(inner) = T::inner_loop(simd, pixels, groups) else {
-        return portable([pixels, groups], products, window, sums);
-    };
-    let further = window.places - 1;
-    let slots = sums.len() / length;
-    let sums = sums.as_mut_ptr();
-    let slot = |number: usize| {
-        assert!(number < slots);
-        sums.wrapping_add(number * length)
-    };
-    let read = |number: Option<usize>| number.map_or(ptr::null(), |number| slot(number).cast_const());
-    let check = |product: &Product<'_, T>| {
-        let Product { x, w, walk, start, plus, base, larger, to } = *product;
-        if walk.runs > 0 && walk.steps > 0 {
-            let elements = walk.steps * T::PER_STEP;
-            let first = (pixels - 1) * walk.pixel + (walk.runs - 1) * walk.run + elements;
-            assert!(x.len() >= first + further * window.step);
-            assert!(w.len() >= (walk.runs - 1) * walk.w_run + elements * groups * LANES);
-        }
-        let (last, start) = match start {
-            Start::Zero => (false, None),
-            Start::Last => (true, None),
-            Start::Slot(number) => (false, Some(number)),
-        };
-        let mut checked = Checked {
-            x: x.as_ptr(),
-            w: w.as_ptr(),
-            walk,
-            last,
-            start: read(start),
-            plus: plus.map(read),
-            base: ptr::null(),
-            offsets: ptr::null(),
-            step: 0,
-            scales: ptr::null(),
-            scale_step: 0,
-            larger,
-            to: slot(to),
-        };
-        if let Some(Base { values, offsets, step, scales, scale_step }) = base {
-            let end = further * step + groups * LANES;
-            let inside = |&offset: &usize| values.len().checked_sub(end).is_some_and(|last| offset <= last);
-            assert!(offsets.len() >= pixels && offsets[..pixels].iter().all(inside));
-            assert!(scales.len() > further * scale_step);
-            let (base, offsets, scales) = (values.as_ptr(), offsets.as_ptr(), scales.as_ptr());
-            checked = Checked { base, offsets, step, scales, scale_step, ..checked };
-        }
-        checked
-    };
-    let run = |products: &[Checked<T>]| {
+    assert!(pixels > 0 && groups > 0 && sums.len() >= pixels * groups * LANES);
+    if walk.runs > 0 && walk.steps > 0 {
+        let elements = walk.steps * T::PER_STEP;
+        assert!(x.len() >= (pixels - 1) * walk.pixel + (walk.runs - 1) * walk.run + elements);
+        assert!(w.len() >= (walk.runs - 1) * walk.w_run + elements * groups * LANES);
+    }
+    match T::inner_loop(simd, pixels, groups) {
         // SAFETY: a `Simd` is only made where the CPU has it, and has loops for its own instructions. The bounds were checked
-        // above: the last element read of `x` is that of the last place, pixel, run and step, of `w` that of the last run and
-        // step; without runs or steps nothing is read. Slots lie within `sums`, which nothing else refers to while it
-        // runs, and what a base reads within its slices.
-        unsafe { inner(products, window) };
-    };
-    match products {
-        [product] => run(&[check(product)]),
-        _ => run(&products.iter().map(check).collect::<Vec<_>>()),
+        // above: the last element read of `x` is that of the last pixel, run and step, of `w` that of the last run and
+        // step; without runs or steps nothing is read. `sums` has a register for each pixel and group.
+        Some(inner) => unsafe { inner(x.as_ptr(), w.as_ptr(), walk, larger, sums.as_mut_ptr()) },
+        None => portable([pixels, groups], [x, w], walk, larger, sums),
     }
 }
 
-fn portable<T: Element>([pixels, groups]: [usize; 2], products: &[Product<'_, T>], window: Window, sums: &mut [f32]) {
+fn portable<T: Element>([pixels, groups]: [usize; 2], [x, w]: [&[T]; 2], walk: Walk, larger: bool, sums: &mut [f32]) {
     let lanes = groups * LANES;
-    let mut last = vec![0.0; pixels * lanes];
-    for place in 0..window.places {
-        for Product { x, w, walk, start, plus, base, larger, to } in products {
-            for (at, last) in last.iter_mut().enumerate() {
-                let (m, c) = (at / lanes, at % lanes);
-                let slot = |number: usize| sums[number * pixels * lanes + at];
-                let mut sum = match *start {
-                    Start::Zero => 0.0,
-                    Start::Last => *last,
-                    Start::Slot(number) => slot(number),
-                };
-                for run in 0..walk.runs {
-                    for k in 0..walk.steps * T::PER_STEP {
-                        let x = x[place * window.step + m * walk.pixel + run * walk.run + k].to_f32();
-                        let (step, part) = (k / T::PER_STEP, k % T::PER_STEP);
-                        sum += x * w[run * walk.w_run + (step * lanes + c) * T::PER_STEP + part].to_f32();
-                    }
-                }
-                sum += plus.iter().flatten().map(|&number| slot(number)).sum::<f32>();
-                if let Some(Base { values, offsets, step, scales, scale_step }) = base {
-                    sum += scales[place * scale_step] * values[offsets[m] + place * step + c];
-                }
-                let keeps = *larger == Larger::Always || (*larger == Larger::AfterFirst && place > 0);
-                if keeps {
-                    sum = sum.max(slot(*to));
-                }
-                *last = sum;
+    for (at, out) in sums[..pixels * lanes].iter_mut().enumerate() {
+        let (m, c) = (at / lanes, at % lanes);
+        let mut sum = 0.0;
+        for run in 0..walk.runs {
+            for k in 0..walk.steps * T::PER_STEP {
+                let x = x[m * walk.pixel + run * walk.run + k].to_f32();
+                let (step, part) = (k / T::PER_STEP, k % T::PER_STEP);
+                sum += x * w[run * walk.w_run + (step * lanes + c) * T::PER_STEP + part].to_f32();
             }
-            sums[to * last.len()..][..last.len()].copy_from_slice(&last);
         }
+        *out = if larger { sum.max(*out) } else { sum };
     }
 }
