@@ -19,7 +19,7 @@ use super::{
     view::View,
 };
 
-/// Rows whose products are taken together, and transformed back one by one: they stay in the first cache.
+/// Rows whose products are taken together, an even number, and transformed back one by one: they stay in the first cache.
 const ROWS: usize = 6;
 /// It has to take less than this part of the direct sum's multiplications.
 const WORTH_IT: f64 = 0.8;
@@ -250,7 +250,15 @@ impl OnLanes for Multiply<'_> {
                 for (start, number) in starts.iter_mut().zip(numbers) {
                     *start = across.start(number / across.window, number % across.window);
                 }
-                multiply::<V>(spectra, weights, [across.padded(), across.kernel], starts, products);
+                let sizes = [across.padded(), across.kernel];
+                if V::REGISTERS > 2 * ROWS + 4 {
+                    multiply::<V, ROWS>(spectra, weights, sizes, starts, products);
+                } else {
+                    let (pairs, _) = starts.as_chunks::<2>();
+                    for (&starts, products) in pairs.iter().zip(products.chunks_exact_mut(2 * bins)) {
+                        multiply::<V, 2>(spectra, weights, sizes, starts, products);
+                    }
+                }
                 for (number, products) in (first..all).zip(products.chunks_exact(bins)) {
                     layer.inverse.run::<V>(products, signal, (along.places() - 1) * along.stride + 1, inverse);
                     let (value, inner) = (number / across.window, number % across.window);
@@ -268,31 +276,31 @@ impl OnLanes for Multiply<'_> {
 
 /// The products of all bins for the rows that start at `starts`.
 #[inline(always)]
-fn multiply<V: Lanes>(
+fn multiply<V: Lanes, const N: usize>(
     spectra: &[f32],
     weights: &[Pair],
     [rows, kernel]: [usize; 2],
-    starts: [usize; ROWS],
+    starts: [usize; N],
     products: &mut [Pair],
 ) {
-    let step = products.len() / ROWS;
+    let step = products.len() / N;
     let spectra: &[[f32; 2]] = spectra.as_chunks().0;
     for (bin, (spectra, weights)) in spectra.chunks_exact(rows).zip(weights.chunks_exact(kernel)).enumerate() {
-        let mut seen = [&spectra[..0]; ROWS];
-        for i in 0..ROWS {
+        let mut seen = [&spectra[..0]; N];
+        for i in 0..N {
             seen[i] = &spectra[starts[i]..starts[i] + weights.len()];
         }
-        let mut sums = [[V::splat(0.0); 2]; ROWS];
+        let mut sums = [[V::splat(0.0); 2]; N];
         for (tap, [re, im]) in weights.iter().enumerate() {
             let (re, im) = (V::load(re), V::load(im));
-            for i in 0..ROWS {
+            for i in 0..N {
                 let [x, y] = seen[i][tap];
                 let (x, y) = (V::splat(x), V::splat(y));
                 sums[i][0] = sums[i][0].plus_product(x, re).minus_product(y, im);
                 sums[i][1] = sums[i][1].plus_product(x, im).plus_product(y, re);
             }
         }
-        for i in 0..ROWS {
+        for i in 0..N {
             let [re, im] = &mut products[i * step + bin];
             sums[i][0].store(re);
             sums[i][1].store(im);

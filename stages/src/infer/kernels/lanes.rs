@@ -11,6 +11,9 @@ use super::{LANES, Set, Simd};
 /// Values in the registers of one set of instructions. Where there is one, the CPU has them: they are only named by
 /// [`Simd::on_lanes`].
 pub trait Lanes: Copy {
+    /// How many of them there are.
+    const REGISTERS: usize;
+
     fn splat(value: f32) -> Self;
     fn load(from: &[f32; LANES]) -> Self;
     fn store(self, to: &mut [f32; LANES]);
@@ -58,6 +61,8 @@ struct Avx512(__m512);
 // Every `unsafe` here calls what needs AVX-512F, which the CPU has, as the type is private and only `on_lanes` names it; loads and
 // stores stay within arrays of the register's size.
 impl Lanes for Avx512 {
+    const REGISTERS: usize = 32;
+
     #[inline(always)]
     fn splat(value: f32) -> Self {
         // SAFETY: see above.
@@ -123,6 +128,8 @@ impl Avx2 {
 // Every `unsafe` here calls what needs AVX2 with FMA, which the CPU has, as the type is private and only `on_lanes` names it; loads
 // and stores stay within arrays of two registers' size.
 impl Lanes for Avx2 {
+    const REGISTERS: usize = 16 / 2;
+
     #[inline(always)]
     fn splat(value: f32) -> Self {
         // SAFETY: see above.
@@ -194,6 +201,8 @@ struct Portable([f32; LANES]);
 
 #[cfg(test)]
 impl Lanes for Portable {
+    const REGISTERS: usize = 8;
+
     fn splat(value: f32) -> Self {
         Self([value; LANES])
     }
