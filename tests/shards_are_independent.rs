@@ -4,7 +4,7 @@
 use std::fs;
 
 use tonearm_tests::{
-    audio::wav,
+    audio::{long_wav, wav},
     broker::Topics,
     program::{Run, Running},
     records::{Input, Reader, committed, publish, read_all},
@@ -13,16 +13,15 @@ use tonearm_tests::{
 
 const SHORT_RECORDS: usize = 20;
 
-/// A worker scores about two minutes of it in a second.
-fn long(minutes: f32) -> Input {
-    Input::new(0, "long", wav(110.0, 60.0 * minutes, 8_000, 1))
+fn long(minutes: usize) -> Input {
+    Input::new(0, "long", long_wav(minutes))
 }
 
 #[test]
 fn a_slow_record_holds_no_other_partition_back() {
     let topics = Topics::new(2);
     let running = Run::new(&topics).set("runtime.workers", 2).ready();
-    publish(&topics.audio, &[long(40.0)]);
+    publish(&topics.audio, &[long(120)]);
     wait("the long record in flight", || (running.metrics().sum("tonearm_in_flight_bytes") > 0.0).then_some(()));
     let short = |n| Input::new(1, &format!("short-{n}"), wav(200.0 + n as f32, 0.3, 8_000, 1));
     publish(&topics.audio, &(0..SHORT_RECORDS).map(short).collect::<Vec<_>>());
@@ -58,7 +57,7 @@ fn assert_shared(ticks: &[u64]) {
 fn one_long_record_is_worked_on_by_all_workers() {
     let topics = Topics::new(1);
     let running = Run::new(&topics).set("runtime.workers", 2).ready();
-    publish(&topics.audio, &[long(10.0)]);
+    publish(&topics.audio, &[long(40)]);
     Reader::new(&[&topics.predictions]).take(1);
     assert_shared(&worker_ticks(&running));
     running.stop();
@@ -85,10 +84,12 @@ fn a_record_longer_than_the_poll_interval_costs_no_membership() {
     let running = Run::new(&topics)
         .config(config.path())
         .set("kafka.group_protocol", "classic")
+        // The slowest there is.
+        .set("model.name", "vgg-mtt")
         .set("model.precision", "float32")
         .set("runtime.workers", 1)
         .ready();
-    publish(&topics.audio, &[long(40.0)]);
+    publish(&topics.audio, &[long(120)]);
     let result = Reader::new(&[&topics.predictions]).take(1).remove(0).prediction();
     assert!(result.timing_ms.total > 6000.0, "it took {} ms, so this shows nothing", result.timing_ms.total);
     let metrics = running.metrics();

@@ -9,7 +9,7 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
 };
 use tonearm_tests::{
-    audio::wav,
+    audio::{long_wav, wav},
     broker::{Topics, brokers},
     program::{Run, Running},
     records::{Input, Reader, committed, publish, read_all},
@@ -26,17 +26,17 @@ fn short_records(topics: &Topics, count: usize) {
     publish(&topics.audio, &(0..count).map(record).collect::<Vec<_>>());
 }
 
-/// Publishes one record that takes a worker about a second per minute of audio, and waits until it is being worked on.
-fn start_on_long_record(topics: &Topics, minutes: f32, drain_timeout_ms: u64) -> Running {
+/// Publishes one record that takes a worker some seconds, and waits until it is being worked on.
+fn start_on_long_record(topics: &Topics, drain_timeout_ms: u64) -> Running {
     let running = Run::new(topics).set("runtime.workers", 1).set("runtime.drain_timeout_ms", drain_timeout_ms).ready();
-    publish(&topics.audio, &[Input::new(0, "long", wav(110.0, 60.0 * minutes, 8_000, 1))]);
+    publish(&topics.audio, &[Input::new(0, "long", long_wav(90))]);
     wait("the record in flight", || (running.metrics().sum("tonearm_in_flight_bytes") > 0.0).then_some(()));
     running
 }
 
 #[test]
 fn sigterm_under_load_commits_what_is_done_and_leaves_the_rest_to_the_next_run() {
-    const RECORDS: usize = 120;
+    const RECORDS: usize = 600;
     let topics = Topics::new(PARTITIONS);
     short_records(&topics, RECORDS);
     let reader = Reader::new(&[&topics.predictions]);
@@ -66,7 +66,7 @@ fn sigterm_under_load_commits_what_is_done_and_leaves_the_rest_to_the_next_run()
 #[test]
 fn sigterm_waits_for_a_record_being_worked_on() {
     let topics = Topics::new(1);
-    let running = start_on_long_record(&topics, 3.0, 120_000);
+    let running = start_on_long_record(&topics, 120_000);
     assert_eq!(read_all(&topics.predictions).len(), 0, "the record was done before the signal came");
     running.stop();
     assert_eq!(read_all(&topics.predictions).len(), 1);
@@ -76,7 +76,7 @@ fn sigterm_waits_for_a_record_being_worked_on() {
 #[test]
 fn a_record_that_is_not_done_in_time_is_left_to_the_next_run() {
     let topics = Topics::new(1);
-    let mut running = start_on_long_record(&topics, 5.0, 200);
+    let mut running = start_on_long_record(&topics, 200);
     running.signal(Signal::SIGTERM);
     let status = running.wait_within(Duration::from_millis(200) + MARGIN);
     assert_eq!(status.code(), Some(0), "it ended with {status}");
@@ -92,7 +92,7 @@ fn a_record_that_is_not_done_in_time_is_left_to_the_next_run() {
 #[test]
 fn a_second_signal_stops_at_once() {
     let topics = Topics::new(1);
-    let mut running = start_on_long_record(&topics, 20.0, 240_000);
+    let mut running = start_on_long_record(&topics, 240_000);
     running.signal(Signal::SIGTERM);
     wait("the first signal's answer", || running.log().contains("stopping").then_some(()));
     assert_eq!(running.ended(), None, "it should be finishing the record");
