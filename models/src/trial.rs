@@ -12,7 +12,7 @@ const SEMITONE: f32 = 1.059_463_1;
 
 /// Compares the two models' scores of the same windows; `None` where one of them fails.
 pub fn compare(manifest: &Manifest, float32: &dyn Model, bfloat16: &dyn Model) -> Option<ReducedPrecision> {
-    let mut found = ReducedPrecision { worst_difference: 0.0, windows: 0 };
+    let mut found = ReducedPrecision { worst_difference: 0.0, windows: 0, fast_fir: Default::default() };
     for sound in sounds(manifest) {
         let mut features = Features::new(manifest);
         let mut windows = Vec::new();

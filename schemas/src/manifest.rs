@@ -5,7 +5,7 @@
 use std::fmt;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 /// The value of the `schema` key of a [`Manifest`].
 pub const SCHEMA: &str = "tonearm.model/1";
@@ -48,6 +48,10 @@ pub struct ReducedPrecision {
     pub worst_difference: f32,
     /// How many windows were compared.
     pub windows: usize,
+    /// Older importers wrote it; it says nothing any more.
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    pub fast_fir: IgnoredAny,
 }
 
 impl ReducedPrecision {
@@ -370,6 +374,15 @@ mod tests {
     fn a_manifest_survives_being_written_and_read() {
         let manifest = Manifest::parse(MINIMAL).unwrap();
         assert_eq!(Manifest::parse(&manifest.to_toml()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn a_manifest_of_an_older_importer_is_read() {
+        let found = "[bfloat16]\nworst_difference = 0.004\nwindows = 24\n";
+        let new = Manifest::parse(&format!("{MINIMAL}{found}")).unwrap();
+        assert!(new.keeps_scores_in_bfloat16());
+        assert_eq!(Manifest::parse(&format!("{MINIMAL}{found}fast_fir = true\n")).unwrap(), new);
+        assert!(!new.to_toml().contains("fast_fir"));
     }
 
     #[test]
