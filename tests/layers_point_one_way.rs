@@ -1,4 +1,4 @@
-//! Dependencies point one way: schemas ← stages ← models ← pipeline ← tests ← benches. One crate knows Kafka.
+//! Dependencies point one way: schemas ← stages ← engine, models ← pipeline ← tests ← benches. One crate knows Kafka.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,11 +10,12 @@ use serde_json::Value;
 use tonearm_tests::root;
 
 /// The crates of the workspace: what each may depend on of the others.
-const LAYERS: [(&str, &[&str]); 6] = [
+const LAYERS: [(&str, &[&str]); 7] = [
     ("tonearm-schemas", &[]),
     ("tonearm-stages", &["tonearm-schemas"]),
     ("tonearm-models", &["tonearm-schemas", "tonearm-stages"]),
-    ("tonearm", &["tonearm-schemas", "tonearm-stages", "tonearm-models"]),
+    ("tonearm-engine", &["tonearm-schemas", "tonearm-stages"]),
+    ("tonearm", &["tonearm-schemas", "tonearm-stages", "tonearm-models", "tonearm-engine"]),
     ("tonearm-tests", &["tonearm-schemas", "tonearm-stages", "tonearm-models", "tonearm"]),
     // The benches drive the real program on a real broker by the means of the tests.
     ("tonearm-benches", &["tonearm-schemas", "tonearm-stages", "tonearm-models", "tonearm", "tonearm-tests"]),
@@ -111,6 +112,11 @@ fn stages_know_neither_kafka_nor_tokio() {
 #[test]
 fn models_know_neither_kafka_nor_tokio() {
     assert_without("tonearm-models", &["rdkafka", "rdkafka-sys", "tokio"]);
+}
+
+#[test]
+fn the_engine_knows_neither_kafka_nor_http() {
+    assert_without("tonearm-engine", &["rdkafka", "rdkafka-sys", "tokio", "axum", "hyper"]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Clients of Kafka: how they are configured, and how their troubles are said.
 
+pub mod headers;
+
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},

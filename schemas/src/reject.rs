@@ -29,11 +29,15 @@ pub enum RejectClass {
     ModelFailure,
     /// A record between two stages is no block, is not in its track's order, or was made for another model.
     InvalidBlock,
+    /// The result is there, but its topic does not take it: too large, or against the topic's rules.
+    ResultRefused,
+    /// A stage other than the decoder panicked: a bug of Tonearm's, met by this record.
+    InternalError,
 }
 
 impl RejectClass {
     /// Every class, in the order of the documentation.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::EmptyRecord,
         Self::UnsupportedFormat,
         Self::CorruptAudio,
@@ -44,6 +48,8 @@ impl RejectClass {
         Self::DecoderCrash,
         Self::ModelFailure,
         Self::InvalidBlock,
+        Self::ResultRefused,
+        Self::InternalError,
     ];
 
     /// The word that travels: `unsupported-format`, …
@@ -59,6 +65,8 @@ impl RejectClass {
             Self::DecoderCrash => "decoder-crash",
             Self::ModelFailure => "model-failure",
             Self::InvalidBlock => "invalid-block",
+            Self::ResultRefused => "result-refused",
+            Self::InternalError => "internal-error",
         }
     }
 }
@@ -85,7 +93,21 @@ pub mod header {
     pub const CLASS: &str = "__connect.errors.exception.class.name";
     /// One sentence for a person.
     pub const MESSAGE: &str = "__connect.errors.exception.message";
+    /// All of them.
+    pub const ALL: [&str; 6] = [TOPIC, PARTITION, OFFSET, STAGE, CLASS, MESSAGE];
+
+    /// On a reject without its record's value: how many bytes that has, decimal.
+    pub const VALUE_BYTES: &str = "tonearm.value.bytes";
+    /// On a reject without its record's value: BLAKE3 of that, 64 hexadecimal digits.
+    pub const VALUE_BLAKE3: &str = "tonearm.value.blake3";
+    /// On a reject that does not keep its record's timestamp: that, in milliseconds since 1970, decimal.
+    pub const TIMESTAMP: &str = "tonearm.timestamp";
+    /// On a reject that is not as its record came: why, and what was left out.
+    pub const REDUCED: &str = "tonearm.reduced";
 }
+
+/// Characters a message has at most.
+pub const MESSAGE_CHARS: usize = 300;
 
 /// The stage a record was rejected in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -126,8 +148,15 @@ pub struct Reject {
 }
 
 impl Reject {
+    /// A message of more than [`MESSAGE_CHARS`] is cut.
     pub fn new(stage: Stage, class: RejectClass, message: impl Into<String>) -> Self {
-        Self { stage, class, message: message.into() }
+        let mut message = message.into();
+        if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARS) {
+            let cut = message[..end].char_indices().next_back().map_or(0, |(last, _)| last);
+            message.truncate(cut);
+            message.push('…');
+        }
+        Self { stage, class, message }
     }
 
     /// The reject's headers, for a record read from `topic`, `partition` and `offset`, in a fixed order.
@@ -154,6 +183,14 @@ impl std::error::Error for Reject {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_of_any_length_is_cut() {
+        let message = |chars: usize| Reject::new(Stage::Decode, RejectClass::TooLong, "ü".repeat(chars)).message;
+        assert_eq!(message(MESSAGE_CHARS), "ü".repeat(MESSAGE_CHARS));
+        let cut = message(MESSAGE_CHARS + 1);
+        assert_eq!((cut.chars().count(), cut.ends_with("ü…")), (MESSAGE_CHARS, true));
+    }
 
     #[test]
     fn the_word_of_a_class_is_the_same_in_json() {

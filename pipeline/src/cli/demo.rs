@@ -58,7 +58,7 @@ pub fn main(global: &Global, args: &DemoArgs) -> CommandResult {
     // A wrong model or option should not come up only after Kafka has started.
     let config = global.config([])?;
     let found = repository::find(&config.models_dir, &config.model).map_err(CommandError::failed)?;
-    super::predict::load(&found, config.precision)?;
+    super::models::load(&found, config.precision)?;
     let folder = TempDir::with_prefix("tonearm-demo-").map_err(CommandError::failed)?;
 
     let kafka = match &global.brokers {

@@ -1,6 +1,6 @@
 //! `tonearm models`
 
-use std::{io::IsTerminal, path::PathBuf};
+use std::{io::IsTerminal, path::PathBuf, sync::Arc};
 
 use clap::Subcommand;
 use indicatif::ProgressBar;
@@ -9,7 +9,7 @@ use tonearm_models::{
     repository::{self, ModelRef},
 };
 use tonearm_schemas::manifest::FeatureSpec;
-use tonearm_stages::infer::{self, Precision, PrecisionChoice};
+use tonearm_stages::infer::{self, Model, Precision, PrecisionChoice};
 
 use super::{CommandError, CommandResult, Global, say};
 use crate::telemetry::log;
@@ -124,4 +124,10 @@ fn choose(names: &[String]) -> Result<Vec<&'static Importable>, CommandError> {
                 .ok_or_else(|| CommandError::Usage(format!("model {name:?} is not one of {}", known())))
         })
         .collect()
+}
+
+/// Loads a model and warms it up.
+pub fn load(found: &repository::Model, precision: PrecisionChoice) -> Result<Arc<dyn Model>, CommandError> {
+    let model = infer::load(&found.file(), &found.manifest, precision).map_err(CommandError::failed)?;
+    Ok(Arc::from(model))
 }

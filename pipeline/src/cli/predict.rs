@@ -1,25 +1,22 @@
 //! `tonearm predict`
 
 use std::{
+    future::ready,
     io::{IsTerminal, Write},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    pin::Pin,
+    sync::{Arc, Condvar, Mutex, PoisonError},
     time::Instant,
 };
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use tonearm_engine::{Block, Catalogue, Client, Engine, Job, Origin, Outcome, Stages};
 use tonearm_models::repository;
 use tonearm_schemas::prediction::{Prediction, Source};
-use tonearm_stages::infer::{self, Model, PrecisionChoice};
 
-use super::{CommandError, CommandResult, Global, files, flag, model_flags, paint, say};
-use crate::{
-    config::Stages,
-    telemetry::log,
-    track::{Block, Made, Origin, Sink, Tagger},
-    workers::{CloseOnDrop, Pool, Task},
-};
+use super::{CommandError, CommandResult, Global, files, flag, model_flags, models::load, paint, say};
+use crate::telemetry::log;
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
@@ -65,7 +62,6 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
     let files = files::expand(&args.files)?;
     let found = repository::find(&config.models_dir, &config.model).map_err(CommandError::failed)?;
     let model = load(&found, config.precision)?;
-    let tagger = Arc::new(Tagger::new(Stages::ALL, Some(model), found.manifest, config.output, config.limits));
 
     let bar = ProgressBar::hidden();
     if files.len() > 1 && std::io::stderr().is_terminal() {
@@ -75,83 +71,117 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
             bar.set_style(style);
         }
     }
-    let printer = Mutex::new(Printer { next: 0, waiting: Vec::new(), failed: false, json: args.json, bar: &bar });
-
-    let pool = Pool::new();
-    std::thread::scope(|scope| {
-        let close = CloseOnDrop(&pool);
-        for _ in 0..config.runtime.workers.get() {
-            scope.spawn(|| pool.work());
+    let printer = Printer { next: 0, waiting: Vec::new(), failed: false, json: args.json, bar: bar.clone() };
+    let printer = Arc::new(Mutex::new(printer));
+    let catalogue = Catalogue::new(Stages::ALL, Some(model), found.manifest, config.output, config.limits);
+    let engine = Engine::start(Arc::new(catalogue), config.runtime.workers).map_err(CommandError::failed)?;
+    // As many files are in memory as workers may have begun, and one more.
+    let room = Room::new(2 * config.runtime.workers.get() + 1);
+    for (index, file) in files.iter().enumerate() {
+        let name = file.display().to_string();
+        let place = room.take();
+        let reply = Reply { index, name: name.clone(), printer: Arc::clone(&printer), _place: place };
+        match std::fs::read(file) {
+            Ok(bytes) => engine.submit(Job {
+                origin: Origin {
+                    id: name.clone(),
+                    key: None,
+                    source: Source::File { file: name },
+                    received: Instant::now(),
+                },
+                bytes: bytes.into(),
+                content_type: None,
+                client: Box::new(reply),
+            }),
+            Err(e) => reply.print(Err(format!("{name}: cannot be read: {e}"))),
         }
-        for (index, file) in files.iter().enumerate() {
-            let (tagger, printer) = (&tagger, &printer);
-            let task: Task<'_> = Box::new(move |pool| {
-                let name = file.display().to_string();
-                let result = std::fs::read(file)
-                    .map_err(|e| format!("{name}: cannot be read: {e}"))
-                    .and_then(|bytes| predict(tagger, pool, &name, &bytes));
-                printer.lock().unwrap_or_else(PoisonError::into_inner).print(index, result);
-            });
-            pool.submit(task);
-        }
-        drop(close);
-    });
+    }
+    engine.finish();
     bar.finish_and_clear();
-    drop(pool);
-    let failed = printer.into_inner().unwrap_or_else(PoisonError::into_inner).failed;
+    let failed = printer.lock().unwrap_or_else(PoisonError::into_inner).failed;
     if failed { Err(CommandError::Said) } else { Ok(()) }
 }
 
-/// Loads a model and warms it up.
-pub fn load(found: &repository::Model, precision: PrecisionChoice) -> Result<Arc<dyn Model>, CommandError> {
-    let model = infer::load(&found.file(), &found.manifest, precision).map_err(CommandError::failed)?;
-    Ok(Arc::from(model))
+/// Hears how a file's track ends.
+struct Reply {
+    index: usize,
+    name: String,
+    printer: Arc<Mutex<Printer>>,
+    _place: Place,
 }
 
-fn predict(tagger: &Arc<Tagger>, pool: &Pool<'_>, name: &str, bytes: &[u8]) -> Result<Prediction, String> {
-    let origin = Origin {
-        id: name.to_owned(),
-        key: None,
-        source: Source::File { file: name.to_owned() },
-        received: Instant::now(),
-    };
-    match tagger.process(pool, origin, bytes, None, &NoBlocks) {
-        Some(Made::Prediction(prediction)) => Ok(*prediction),
-        Some(Made::Reject { reject, .. }) => Err(format!("{name}: {reject}")),
-        Some(Made::Block(_)) | None => Err(format!("{name}: it has no prediction")),
+impl Reply {
+    fn print(&self, result: Result<Prediction, String>) {
+        self.printer.lock().unwrap_or_else(PoisonError::into_inner).print(self.index, result);
     }
 }
 
-/// With all stages here, there is no next one.
-struct NoBlocks;
-
-impl Sink for NoBlocks {
-    fn goes_on(&self) -> bool {
+impl Client for Reply {
+    fn is_wanted(&self) -> bool {
         true
     }
 
-    fn take(&self, _: Block) -> bool {
-        false
+    /// With all stages here there are no blocks.
+    fn room(&self, _: usize) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+        Box::pin(ready(false))
+    }
+
+    fn take(&self, _: Block) {}
+
+    fn end(self: Box<Self>, outcome: Outcome) {
+        self.print(match outcome {
+            Outcome::Prediction(prediction) => Ok(*prediction),
+            Outcome::Reject { reject, .. } => Err(format!("{}: {reject}", self.name)),
+            Outcome::Block(_) => Err(format!("{}: it has no prediction", self.name)),
+        });
+    }
+}
+
+/// A bounded number of places.
+struct Room(Arc<(Mutex<usize>, Condvar)>);
+
+impl Room {
+    fn new(places: usize) -> Self {
+        Self(Arc::new((Mutex::new(places), Condvar::new())))
+    }
+
+    /// Waits for a place.
+    fn take(&self) -> Place {
+        let (free, changed) = &*self.0;
+        let free = free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = changed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
+        *free -= 1;
+        Place(Arc::clone(&self.0))
+    }
+}
+
+/// It is free again when it is dropped.
+struct Place(Arc<(Mutex<usize>, Condvar)>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.1.notify_one();
     }
 }
 
 /// Prints results in the order of the arguments, as soon as those before them are printed.
-struct Printer<'a> {
+struct Printer {
     next: usize,
     waiting: Vec<(usize, Result<Prediction, String>)>,
     failed: bool,
     json: bool,
-    bar: &'a ProgressBar,
+    bar: ProgressBar,
 }
 
-impl Printer<'_> {
+impl Printer {
     fn print(&mut self, index: usize, result: Result<Prediction, String>) {
         self.bar.inc(1);
         self.waiting.push((index, result));
         while let Some(at) = self.waiting.iter().position(|(index, _)| *index == self.next) {
             let (_, result) = self.waiting.swap_remove(at);
             self.next += 1;
-            self.bar.suspend(|| self.print_one(&result));
+            self.bar.clone().suspend(|| self.print_one(&result));
         }
     }
 

@@ -1,23 +1,23 @@
 //! `tonearm run`
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use tonearm_engine::{Catalogue, Engine};
 use tonearm_models::repository;
 use tonearm_schemas::reject::Stage;
 
-use super::{CommandError, CommandResult, Global, flag, model_flags, predict::load};
+use super::{CommandError, CommandResult, Global, flag, model_flags, models::load};
 use crate::{
     run,
-    telemetry::{
-        admin::{self, Health},
-        log, metrics,
-    },
-    track::Tagger,
+    telemetry::{admin, health::Health, log, metrics},
 };
 
 #[derive(Args)]
@@ -68,7 +68,9 @@ pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
     let metrics = metrics::install(&config.model.to_string()).map_err(CommandError::failed)?;
     let health = Health::default();
     let admin = match config.admin_listen {
-        Some(address) => Some(admin::serve(address, metrics, health.clone()).map_err(CommandError::failed)?),
+        Some(address) => Some(
+            admin::serve(address, metrics, config.model.to_string(), health.clone()).map_err(CommandError::failed)?,
+        ),
         None => None,
     };
 
@@ -86,12 +88,34 @@ pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
     } else {
         None
     };
-    health.model_warm.store(true, Ordering::Relaxed);
-    let tagger = Tagger::new(config.runtime.stages, model, found.manifest, config.output, config.limits);
-    let tagger = Arc::new(tagger);
-    let result = run::run(&config, &tagger, &health, &stop).map_err(CommandError::failed);
+    health.model_is_warm();
+    let catalogue = Catalogue::new(config.runtime.stages, model, found.manifest, config.output, config.limits);
+    let engine = Engine::start(Arc::new(catalogue), config.runtime.workers).map_err(run::RunError::from);
+    let engine = Arc::new(engine.map_err(CommandError::failed)?);
+    end_in_time(&stop, config.runtime.drain_timeout);
+    let result = run::run(&config, engine, &health, &stop).map_err(CommandError::failed);
     if let Some(admin) = admin {
         admin.shutdown_background();
     }
     result
+}
+
+/// Once the process is to stop, it ends a little after its drain's deadline, whatever a worker or a broker does.
+fn end_in_time(stop: &Arc<AtomicBool>, drain_timeout: Duration) {
+    const LOOK: Duration = Duration::from_millis(50);
+    /// What closing the consumer may take on top.
+    const CLOSE: Duration = Duration::from_secs(2);
+    let stop = Arc::clone(stop);
+    let watch = move || {
+        while !stop.load(Ordering::Relaxed) {
+            std::thread::sleep(LOOK);
+        }
+        std::thread::sleep(drain_timeout + run::COMMIT_GRACE + CLOSE);
+        tracing::error!("the drain's deadline is over and something still hangs; the process ends here");
+        // Without the destructors of libraries, which worker threads may still be in.
+        signal_hook::low_level::exit(1);
+    };
+    if let Err(error) = std::thread::Builder::new().name("end-in-time".to_owned()).spawn(watch) {
+        tracing::warn!("nothing ends the process if a worker hangs: {error}");
+    }
 }

@@ -1,7 +1,6 @@
 //! Configuration: what the user wrote (`layers`) → checked here, all problems at once → what the program uses.
 
 mod layers;
-mod stages;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
@@ -11,7 +10,11 @@ use tonearm_models::repository::ModelRef;
 use tonearm_stages::infer::PrecisionChoice;
 
 pub use layers::{Layers, Override};
-pub use stages::Stages;
+pub use tonearm_engine::{
+    Stages,
+    catalogue::{Limits, Output},
+};
+use tonearm_schemas::reject::Stage;
 
 /// The commented file of all options, compiled in.
 pub const DEFAULTS: &str = include_str!("../../../tonearm.toml");
@@ -76,19 +79,6 @@ pub struct Topics {
     pub rejected: String,
     pub partitions: i32,
     pub replication: i32,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct Output {
-    /// None: all labels.
-    pub labels: Option<NonZeroUsize>,
-    pub windows: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub max_record_bytes: usize,
-    pub max_duration: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -186,12 +176,20 @@ struct WrittenLog {
 impl Config {
     /// The topic this process reads.
     pub fn input_topic(&self) -> &str {
-        self.runtime.stages.input(&self.topics)
+        match self.runtime.stages.first() {
+            Stage::Decode => &self.topics.audio,
+            Stage::Features => &self.topics.pcm,
+            Stage::Infer => &self.topics.features,
+        }
     }
 
-    /// The topic its results go to.
+    /// The topic its results go to; rejects go to `topics.rejected`.
     pub fn output_topic(&self) -> &str {
-        self.runtime.stages.output(&self.topics)
+        match self.runtime.stages.last() {
+            Stage::Decode => &self.topics.pcm,
+            Stage::Features => &self.topics.features,
+            Stage::Infer => &self.topics.predictions,
+        }
     }
 
     /// Names this process's transactions: the same after a restart, and another for other stages of the same instance.

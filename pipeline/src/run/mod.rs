@@ -1,25 +1,15 @@
-//! `tonearm run`: the loop that reads records, hands them to the workers, and writes what they make of them.
+//! `tonearm run`: the loop that reads records, has the engine work on them, and writes what comes of them.
 //!
 //! One thread owns the consumer and all shards, so there is nothing to lock: it takes what has happened (rebalances,
-//! records, results, commits), then does what is due (send, commit, give partitions back). It neither computes nor waits
+//! records, reports, commits), then does what is due (send, commit, give partitions back). It neither computes nor waits
 //! for brokers, so membership in the group does not depend on how long records or commits take.
 
-mod blocks;
-mod committer;
-mod encoded;
-mod group;
-mod ledger;
-mod offsets;
-mod originals;
-mod outbox;
-mod rebalance;
-mod receipt;
-mod results;
-mod shard;
-mod transaction;
+mod commit;
+mod intake;
+mod partitions;
 
 use std::{
-    collections::BTreeMap,
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -28,46 +18,61 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
-use rdkafka::{
-    Message, TopicPartitionList,
-    consumer::{CommitMode, Consumer},
-    error::KafkaError,
-    message::BorrowedMessage,
-};
-use typed_arena::Arena;
+use rdkafka::{consumer::Consumer, error::KafkaError};
+use tonearm_engine::Engine;
 
 use self::{
-    blocks::BlockWork,
-    group::{GroupConsumer, PartitionQueue},
-    offsets::Positions,
-    originals::Originals,
-    outbox::Outbox,
-    receipt::{News, Receipt, Worked},
-    results::Routes,
-    shard::Shard,
-    transaction::{Closed, End, TransactionsError},
+    commit::{
+        ladder::{self, Step},
+        outbox::{Ended, Outbox, Refused, Sending, Sent},
+        output::{OVERHEAD_BYTES, Output, Routes, What},
+        transaction::{Closed, End, Settings, TransactionsError},
+    },
+    intake::{
+        blocks::BlockWork,
+        encoded,
+        originals::Originals,
+        receipt::{Event, Receipt, Report},
+        record::Record,
+    },
+    partitions::{
+        assignment::{NoQueue, Partitions, numbers},
+        input::Input,
+        ledger::Place,
+        membership::{self, Change},
+        positions::{Coordinates, Positions},
+        shard::Stop,
+        whereabouts,
+    },
 };
 use crate::{
     config::{Config, Delivery},
     kafka::{self, ClientError},
-    telemetry::{admin::Health, metrics},
-    track::Tagger,
-    workers::{CloseOnDrop, Pool},
+    telemetry::{
+        health::{Check, Health},
+        metrics,
+    },
 };
 
 /// The loop looks for what is due at least this often.
 const TICK: Duration = Duration::from_millis(100);
+/// How often gauges and health are brought up to date.
+const PULSE: Duration = Duration::from_secs(1);
 /// A transaction is committed before its interval is over once it holds this much.
 const COMMIT_BYTES: usize = 16 << 20;
-/// With no time at all, rdkafka returns after every log line and statistic without looking for what lies behind it.
-const POLL: Duration = Duration::from_millis(1);
 /// After the drain's deadline, the last commit gets this long.
-const COMMIT_GRACE: Duration = Duration::from_secs(2);
+pub const COMMIT_GRACE: Duration = Duration::from_secs(2);
 /// Records taken from a shard per turn, so that results are not kept waiting by full queues.
 const READ_AHEAD: usize = 64;
-/// A member without partitions may still wait for those of one that died: longer than the session timeout of the brokers
-/// that `scripts/kafka` starts.
+/// A member without partitions is a spare after this long: until then it may be waiting for those of one that died. Brokers
+/// take 6 s to 45 s for a session by default, and whoever waits longer is as good as a spare.
 const SPARE_AFTER: Duration = Duration::from_secs(15);
+/// A result that is held is tried again this often, and named in the log this often.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+/// A track that has made no step forward on its worker for this long is stuck, and results that are not committed for this
+/// long wait for something: both are said by `/health/ready`.
+const STUCK_AFTER: Duration = Duration::from_secs(10);
 
 /// Why `run` ended with an error.
 #[derive(Debug, thiserror::Error)]
@@ -85,150 +90,181 @@ pub enum RunError {
     Partitions { input: String, inputs: usize, output: String, outputs: usize },
     #[error("topic {topic} has grown to more than {known} partitions; start again to work on the new ones")]
     Grown { topic: String, known: usize },
+    #[error("a thread cannot be started: {0}; the system or its container allows too few")]
+    Thread(#[from] io::Error),
+    #[error("librdkafka has no queue for partition {0} of the input topic")]
+    NoQueue(i32),
+    #[error(
+        "the work on offset {offset} of partition {partition} of topic {topic} ended without a result, which is a bug of \
+         Tonearm's; a new start takes the record up again"
+    )]
+    Dropped { topic: String, partition: i32, offset: i64 },
+}
+
+impl From<NoQueue> for RunError {
+    fn from(NoQueue(partition): NoQueue) -> Self {
+        Self::NoQueue(partition)
+    }
 }
 
 /// Works until `stop` is set, then drains and leaves the group.
 ///
 /// # Errors
 /// Kafka cannot be reached at the start, topics are missing or do not fit, or another process took this instance's place.
-pub fn run(config: &Config, tagger: &Arc<Tagger>, health: &Health, stop: &AtomicBool) -> Result<(), RunError> {
+pub fn run(config: &Config, engine: Arc<Engine>, health: &Health, stop: &AtomicBool) -> Result<(), RunError> {
     let (wake, woken) = bounded(1);
-    let mut consumer = group::consumer(config, wake.clone())?;
+    let mut consumer = membership::consumer(&config.kafka, wake.clone())?;
     consumer.set_nonempty_callback({
         let wake = wake.clone();
         move || _ = wake.try_send(())
     });
     let consumer = Arc::new(consumer);
-    let input = config.input_topic();
-    let inputs = kafka::partitions(consumer.client(), &config.kafka, input)?;
-    let fingerprint = tagger.fingerprint();
-    let outbox = Outbox::open(config, &fingerprint)?;
-    let outputs = outbox.partitions(config, config.output_topic())?;
-    let rejected = outbox.partitions(config, &config.topics.rejected)?;
-    if config.runtime.stages.writes().is_some() && outputs != inputs {
-        let (input, output) = (input.to_owned(), config.output_topic().to_owned());
-        return Err(RunError::Partitions { input, inputs, output, outputs });
-    }
-    let routes = Arc::new(Routes::new(config, inputs, outputs, rejected));
-    let blocks = config.runtime.stages.reads().map(|kind| {
-        let originals = Originals::new(&config.kafka);
-        Arc::new(BlockWork { tagger: Arc::clone(tagger), routes: Arc::clone(&routes), originals, kind })
-    });
-    consumer.subscribe(&[input]).map_err(RunError::Consumer)?;
+    let topic = config.input_topic();
+    let inputs = kafka::partitions(consumer.client(), &config.kafka, topic)?;
+    let at = Coordinates { topic: topic.to_owned(), fingerprint: engine.catalogue().fingerprint() };
+    let outbox = Outbox::open(Settings {
+        kafka: config.kafka.clone(),
+        delivery: config.runtime.delivery,
+        transactional_id: config.transactional_id(),
+        commit_interval: config.runtime.commit_interval,
+        at: at.clone(),
+    })?;
+    let routes = Arc::new(routes(config, &outbox, inputs)?);
+    consumer.subscribe(&[topic]).map_err(RunError::Consumer)?;
     tracing::info!(
         group = config.kafka.group_id,
         instance = config.kafka.instance_id,
         stages = %config.runtime.stages,
-        topic = input,
+        topic,
         partitions = inputs,
         workers = config.runtime.workers,
         "joining the group"
     );
 
-    let queues = Arena::new();
-    let pool = Pool::new();
-    let result = std::thread::scope(|scope| {
-        let _close = CloseOnDrop(&pool);
-        for worker in 0..config.runtime.workers.get() {
-            let work = || pool.work();
-            if let Err(error) = std::thread::Builder::new().name(format!("worker-{worker}")).spawn_scoped(scope, work) {
-                tracing::error!("worker {worker} cannot be started: {error}");
-            }
-        }
-        let (questions, asked) = unbounded();
-        let (answer, positions) = unbounded();
-        let (asker, known) = (Arc::clone(&consumer), fingerprint.as_str());
-        scope.spawn(move || offsets::answer(&asker, input, known, &asked, &answer));
-
-        let (results_in, results) = unbounded();
-        let mut runtime = Runtime {
-            config,
-            health,
-            consumer: &consumer,
-            inputs,
-            queues: &queues,
-            queue_of: BTreeMap::new(),
-            wake,
-            pool: &pool,
-            tagger,
-            fingerprint: &fingerprint,
-            routes,
-            blocks,
-            outbox,
-            shards: BTreeMap::new(),
-            assigned: Vec::new(),
-            revoked: Vec::new(),
-            questions,
-            positions,
-            epochs: 0,
-            results_in,
-            results,
-            woken,
-            stopping: None,
-        };
-        let result = runtime.work(stop);
-        runtime.leave();
-        result
+    let (questions, asked) = unbounded();
+    let (answer, answers) = unbounded();
+    let (asker, coordinates) = (Arc::clone(&consumer), at.clone());
+    let asking = std::thread::Builder::new()
+        .name("whereabouts".to_owned())
+        .spawn(move || whereabouts::answer(&asker, &coordinates, &asked, &answer))?;
+    let originals = Originals::start(&config.kafka)?;
+    let reads = config.runtime.stages.reads().map(|kind| {
+        let (engine, routes) = (Arc::clone(&engine), Arc::clone(&routes));
+        BlockWork { engine, routes, originals: originals.clone(), kind }
     });
-    health.group_joined.store(false, Ordering::Relaxed);
-    drop(pool);
-    drop(queues);
+    let (reports_in, reports) = unbounded();
+    let (reread_in, reread) = unbounded();
+
+    let mut work = Loop {
+        config,
+        health,
+        at,
+        inputs,
+        input: Input::new(Arc::clone(&consumer), topic, wake),
+        partitions: Partitions::new(questions, answers),
+        intake: Intake { engine, routes, reads, originals, reports: reports_in, reread: reread_in },
+        outbox,
+        news: News { reports, reread, woken },
+        times: Times { stopping: None, pulse: Instant::now(), more: false },
+    };
+    let result = work.work(stop);
+    work.leave();
+    drop(work);
+    // It holds the consumer, and ends with the questions.
+    let _ = asking.join();
     drop(consumer);
     tracing::info!("left the group");
     result
 }
 
-struct Runtime<'c, 'r> {
-    config: &'r Config,
-    health: &'r Health,
-    consumer: &'r Arc<GroupConsumer>,
-    /// Partitions the input topic had at the start.
-    inputs: usize,
-    /// Queues that partitions have had: records borrow from them, so they stay.
-    queues: &'c Arena<PartitionQueue>,
-    queue_of: BTreeMap<i32, &'c PartitionQueue>,
-    wake: Sender<()>,
-    pool: &'r Pool<'c>,
-    tagger: &'r Arc<Tagger>,
-    fingerprint: &'r str,
-    routes: Arc<Routes>,
-    /// Where the input is blocks.
-    blocks: Option<Arc<BlockWork>>,
-    outbox: Outbox,
-    /// By partition.
-    shards: BTreeMap<i32, Shard<'c>>,
-    /// Partitions that are ours once it is known where the group is, in the order of the questions.
-    assigned: Vec<TopicPartitionList>,
-    /// Partitions that go back to the group once their shards are done.
-    revoked: Vec<TopicPartitionList>,
-    questions: Sender<Vec<i32>>,
-    positions: Receiver<Positions>,
-    epochs: u64,
-    results_in: Sender<Worked<'c>>,
-    results: Receiver<Worked<'c>>,
-    woken: Receiver<()>,
-    /// Set once the process is to end: when to stop waiting for what is not committed.
-    stopping: Option<Instant>,
+/// # Errors
+/// Topics are missing, or have not as many partitions as they need.
+fn routes(config: &Config, outbox: &Outbox, inputs: usize) -> Result<Routes, RunError> {
+    let outputs = outbox.partitions(&config.kafka, config.output_topic())?;
+    let rejected = outbox.partitions(&config.kafka, &config.topics.rejected)?;
+    let writes = config.runtime.stages.writes();
+    if writes.is_some() && outputs != inputs {
+        let (input, output) = (config.input_topic().to_owned(), config.output_topic().to_owned());
+        return Err(RunError::Partitions { input, inputs, output, outputs });
+    }
+    Ok(Routes {
+        output: config.output_topic().into(),
+        output_keeps_partition: outputs == inputs,
+        rejected: config.topics.rejected.as_str().into(),
+        rejected_keeps_partition: rejected == inputs,
+        blocks: writes.unwrap_or(tonearm_schemas::block::BlockKind::Pcm),
+    })
 }
 
-impl<'c> Runtime<'c, '_> {
+struct Loop<'r> {
+    config: &'r Config,
+    health: &'r Health,
+    at: Coordinates,
+    /// Partitions the input topic had at the start.
+    inputs: usize,
+    input: Input,
+    partitions: Partitions,
+    intake: Intake,
+    outbox: Outbox,
+    news: News,
+    times: Times,
+}
+
+/// What works on records.
+struct Intake {
+    engine: Arc<Engine>,
+    routes: Arc<Routes>,
+    /// If the input is blocks.
+    reads: Option<BlockWork>,
+    originals: Originals,
+    reports: Sender<Report>,
+    reread: Sender<Reread>,
+}
+
+/// What wakes the loop up.
+struct News {
+    reports: Receiver<Report>,
+    reread: Receiver<Reread>,
+    woken: Receiver<()>,
+}
+
+struct Times {
+    /// Set once the process is to end: when to stop waiting for what is not committed.
+    stopping: Option<Instant>,
+    pulse: Instant,
+    /// Records wait that the last turn left.
+    more: bool,
+}
+
+/// The record of a refused result, read again for its reject.
+struct Reread {
+    sent: Sent,
+    record: Record,
+    message: String,
+}
+
+impl Loop<'_> {
     fn work(&mut self, stop: &AtomicBool) -> Result<(), RunError> {
         loop {
+            self.health.turned();
             self.wait()?;
-            if stop.load(Ordering::Relaxed) && self.stopping.is_none() {
+            if stop.load(Ordering::Relaxed) && self.times.stopping.is_none() {
                 self.stop();
             }
             self.take_changes()?;
-            self.take_messages()?;
-            self.take_results();
+            self.take_records()?;
+            self.take_reports()?;
             self.outbox.watch()?;
             self.send();
             self.commit_if_due();
             self.finish_drains();
             self.balance();
-            if let Some(deadline) = self.stopping {
+            if self.times.pulse.elapsed() >= PULSE {
+                self.pulse();
+            }
+            if let Some(deadline) = self.times.stopping {
                 let now = Instant::now();
-                let done = self.outbox.is_idle() && self.shards.values().all(|shard| shard.is_done(now));
+                let done = self.outbox.is_idle() && self.partitions.shards.values().all(|shard| shard.is_done(now));
                 // With the brokers gone a commit may never end; whoever comes next starts over from the last one.
                 if done || now >= deadline + COMMIT_GRACE {
                     return Ok(());
@@ -239,66 +275,88 @@ impl<'c> Runtime<'c, '_> {
 
     /// Until something happens or is due.
     fn wait(&mut self) -> Result<(), RunError> {
-        let until_commit = self.until_commit().unwrap_or(TICK);
-        let (mut worked, mut closed, mut positions) = (None, None, None);
+        let due = if self.times.more { Duration::ZERO } else { self.until_commit().unwrap_or(TICK).min(TICK) };
+        let (mut report, mut closed, mut answer, mut reread) = (None, None, None, None);
         select! {
-            recv(self.results) -> result => worked = result.ok(),
-            recv(self.outbox.answers()) -> answer => closed = answer.ok(),
-            recv(self.positions) -> answer => positions = answer.ok(),
-            recv(self.woken) -> _ => {}
-            default(until_commit.min(TICK)) => {}
+            recv(self.news.reports) -> event => report = event.ok(),
+            recv(self.outbox.answers()) -> event => closed = event.ok(),
+            recv(self.partitions.answers()) -> event => answer = event.ok(),
+            recv(self.news.reread) -> event => reread = event.ok(),
+            recv(self.news.woken) -> _ => {}
+            default(due) => self.input.look_again(),
         }
-        worked.into_iter().for_each(|worked| self.take_result(worked));
-        positions.into_iter().for_each(|positions| self.start(&positions));
-        closed.into_iter().try_for_each(|closed| self.take_closed(closed?))
+        report.into_iter().try_for_each(|report| self.take_report(report))?;
+        answer.into_iter().for_each(|answer| self.partitions.start(&mut self.input, answer));
+        reread.into_iter().for_each(|reread| self.take_reread(reread));
+        closed.into_iter().try_for_each(|closed| {
+            self.take_closed(closed?);
+            Ok(())
+        })
     }
 
     fn stop(&mut self) {
         let deadline = Instant::now() + self.config.runtime.drain_timeout;
-        self.stopping = Some(deadline);
+        self.times.stopping = Some(deadline);
         tracing::info!(
-            records = self.shards.values().map(|shard| shard.ledger.len()).sum::<usize>(),
+            records = self.partitions.shards.values().map(|shard| shard.ledger.len()).sum::<usize>(),
             "stopping: finishing the records being worked on"
         );
-        let partitions: Vec<i32> = self.shards.keys().copied().collect();
-        self.drain(&partitions, deadline);
-        // The group waits for these to be taken up before it takes them back.
-        for partitions in std::mem::take(&mut self.assigned) {
-            self.take_up(&partitions);
-        }
+        self.partitions.stop(&self.input, deadline);
     }
 
-    fn drain(&mut self, partitions: &[i32], deadline: Instant) {
-        for partition in partitions {
-            if let Some(shard) = self.shards.get_mut(partition) {
-                shard.drain(deadline);
-                if let Some(work) = &self.blocks {
-                    shard.tracks.leave(work, self.pool);
-                }
+    /// The end: changes that are not carried out yet are.
+    fn leave(&mut self) {
+        self.input.consumer().context().close();
+        self.partitions.leave(&self.input);
+        while let Some(change) = self.input.next_change() {
+            let done = match change {
+                Change::Assigned(partitions) => self.input.take_up(&partitions),
+                Change::Revoked(partitions) => self.input.give_back(&partitions),
+            };
+            if let Err(error) = done {
+                tracing::debug!("a rebalance at the end: {error}");
             }
         }
     }
 
-    fn take_messages(&mut self) -> Result<(), RunError> {
-        // The consumer's own queue has the group's changes.
-        loop {
-            match self.consumer.poll(POLL) {
-                Some(Ok(message)) => {
-                    // A record from before its partition had a queue; it is read again from there.
-                    tracing::debug!("offset {} of partition {} came early", message.offset(), message.partition());
+    fn take_changes(&mut self) -> Result<(), RunError> {
+        self.input.serve(|error| kafka::log_error(error, "the consumer goes on")).map_err(RunError::Consumer)?;
+        while let Some(change) = self.input.next_change() {
+            match change {
+                Change::Assigned(partitions) => {
+                    if numbers(&partitions).iter().any(|&number| number as usize >= self.inputs) {
+                        return Err(RunError::Grown { topic: self.at.topic.clone(), known: self.inputs });
+                    }
+                    self.partitions.assign(&mut self.input, partitions, self.times.stopping.is_some())?;
                 }
-                Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => return Err(RunError::Consumer(error)),
-                Some(Err(error)) => kafka::log_error(&error, "the consumer goes on"),
-                None => break,
+                Change::Revoked(partitions) if self.input.consumer().assignment_lost() => {
+                    self.partitions.lose(&self.input, &partitions);
+                    numbers(&partitions).into_iter().for_each(|number| self.outbox.unreserve(number));
+                    // A commit that is under way the broker decides on.
+                    self.outbox.abort("partitions were lost to another process");
+                }
+                Change::Revoked(partitions) => {
+                    self.partitions.revoke(partitions, Instant::now() + self.config.runtime.drain_timeout);
+                }
             }
         }
-        self.take_changes()?;
-        let partitions: Vec<i32> = self.shards.keys().copied().collect();
-        for partition in partitions {
-            for _ in 0..READ_AHEAD {
-                let Some(shard) = self.shards.get_mut(&partition).filter(|shard| shard.wants_more()) else { break };
-                match shard.queue.poll(Duration::ZERO) {
-                    Some(Ok(message)) => self.take_message(message),
+        Ok(())
+    }
+
+    fn take_records(&mut self) -> Result<(), RunError> {
+        self.times.more = false;
+        for partition in self.input.readable() {
+            for taken in 0.. {
+                if !self.partitions.shards.get(&partition).is_some_and(|shard| shard.wants_more()) {
+                    break;
+                }
+                if taken == READ_AHEAD {
+                    self.times.more = true;
+                    break;
+                }
+                match self.input.next(partition) {
+                    Some(Ok(record)) => self.take_record(record),
+                    Some(Err(KafkaError::PartitionEOF(_))) => {}
                     Some(Err(error)) => kafka::log_error(&error, "the consumer goes on"),
                     None => break,
                 }
@@ -308,77 +366,86 @@ impl<'c> Runtime<'c, '_> {
         Ok(())
     }
 
-    fn take_message(&mut self, message: BorrowedMessage<'c>) {
-        let (partition, offset) = (message.partition(), message.offset());
-        let Some(shard) = self.shards.get_mut(&partition) else { return };
-        let bytes = message.payload_len();
-        let committed = shard.start.flatten().filter(|start| start.offset == offset).map_or(0, |start| start.outputs);
-        if !shard.ledger.accept(offset, bytes + results::OVERHEAD_BYTES, committed) {
+    fn take_record(&mut self, record: Record) {
+        let (partition, offset) = (record.partition, record.offset);
+        let Some(shard) = self.partitions.shards.get_mut(&partition) else { return };
+        if !shard.ledger.accept(offset, record.bytes() + OVERHEAD_BYTES, shard.committed_of(offset)) {
             tracing::warn!(partition, offset, "a record was delivered twice and is taken once");
             return;
         }
-        metrics::record_read(bytes);
+        metrics::record_read(record.value.as_ref().map_or(0, bytes::Bytes::len));
         let received = Instant::now();
-        let receipt = Receipt::new(shard.epoch, partition, offset, Arc::clone(&shard.lease), self.results_in.clone());
-        if let Some(work) = &self.blocks {
-            shard.tracks.take(work, self.pool, message, receipt, received);
-            return;
-        }
-        let (tagger, routes) = (Arc::clone(self.tagger), Arc::clone(&self.routes));
-        self.pool.submit(Box::new(move |pool| encoded::work(&tagger, &routes, pool, message, receipt, received)));
-    }
-
-    fn take_results(&mut self) {
-        while let Ok(worked) = self.results.try_recv() {
-            self.take_result(worked);
+        let (lease, reports) = (Arc::clone(&shard.lease), self.intake.reports.clone());
+        let receipt = Receipt::new(shard.epoch, partition, offset, lease, reports);
+        match &self.intake.reads {
+            Some(work) => shard.tracks.take(work, record, receipt, received),
+            None => encoded::submit(&self.intake.engine, &self.intake.routes, record, receipt, received),
         }
     }
 
-    fn take_result(&mut self, worked: Worked<'c>) {
-        let Worked { epoch, partition, offset, news } = worked;
-        let Some(shard) = self.shards.get_mut(&partition).filter(|shard| shard.epoch == epoch) else { return };
-        let mut add = |output: results::Output<'c>| {
+    fn take_reports(&mut self) -> Result<(), RunError> {
+        while let Ok(report) = self.news.reports.try_recv() {
+            self.take_report(report)?;
+        }
+        Ok(())
+    }
+
+    fn take_report(&mut self, report: Report) -> Result<(), RunError> {
+        let Report { epoch, partition, offset, event } = report;
+        let Some(shard) = self.partitions.shards.get_mut(&partition).filter(|shard| shard.epoch == epoch) else {
+            return Ok(());
+        };
+        let mut add = |output: Output| {
             let reserved = output.reserved;
             if !shard.ledger.add(offset, output.bytes(), output) {
                 shard.lease.release(reserved);
             }
         };
-        match news {
-            News::Output(output) => add(output),
-            News::Complete(outputs) => {
+        match event {
+            Event::Output(output) => add(output),
+            Event::Complete(outputs) => {
                 outputs.into_iter().for_each(add);
                 shard.ledger.complete(offset);
             }
-            News::Abandoned => shard.ledger.abandon(offset),
+            Event::Cancelled if !shard.is_draining() && shard.lease.is_valid() => {
+                return Err(RunError::Dropped { topic: self.at.topic.clone(), partition, offset });
+            }
+            Event::Cancelled => shard.ledger.cancel(offset),
         }
+        Ok(())
     }
 
     fn send(&mut self) {
         let now = Instant::now();
-        for shard in self.shards.values_mut().filter(|shard| shard.may_send(now)) {
-            while let Some(output) = shard.ledger.next_to_send() {
-                if !self.outbox.send(&output.record) {
-                    return;
+        for (&partition, shard) in &mut self.partitions.shards {
+            if matches!(shard.stop, Some(Stop::Held { again, .. }) if now >= again) {
+                self.intake.try_again(shard, &mut self.outbox, partition, now);
+            }
+            if !shard.may_send(now) {
+                continue;
+            }
+            while let Some((place, output)) = shard.ledger.next_to_send() {
+                match self.outbox.send(output, Sent { partition, epoch: shard.epoch, place }) {
+                    Sending::Taken => shard.ledger.mark_sent(),
+                    Sending::NotNow => break,
+                    Sending::Full => return,
                 }
-                shard.ledger.mark_sent();
             }
         }
     }
 
     fn commit_if_due(&mut self) {
-        if self.outbox.is_idle() && self.shards.values_mut().any(|shard| shard.ledger.position().is_some()) {
+        if self.outbox.is_idle() && self.partitions.shards.values_mut().any(|shard| shard.ledger.position().is_some()) {
             // Records that have no outputs of their own move the group on as well.
             self.outbox.begin();
         }
         if self.until_commit() != Some(Duration::ZERO) {
             return;
         }
-        let positions: Positions = self
-            .shards
-            .iter_mut()
-            .filter_map(|(&partition, shard)| Some((partition, shard.ledger.position()?)))
-            .collect();
-        self.outbox.commit(positions, self.consumer.group_metadata());
+        let shards = self.partitions.shards.iter_mut();
+        let positions: Positions =
+            shards.filter_map(|(&partition, shard)| Some((partition, shard.ledger.position()?))).collect();
+        self.outbox.commit(positions, self.input.consumer().group_metadata());
     }
 
     /// How long until what was sent is to be committed.
@@ -386,78 +453,211 @@ impl<'c> Runtime<'c, '_> {
     /// Commits begin an interval apart, so that the first result after a pause does not wait for others.
     fn until_commit(&self) -> Option<Duration> {
         let bytes = self.outbox.pending()?;
-        let draining = self.shards.values().any(|shard| shard.deadline.is_some());
-        if bytes >= COMMIT_BYTES || draining {
+        let draining = self.partitions.shards.values().any(|shard| shard.is_draining());
+        if bytes >= COMMIT_BYTES || draining || self.outbox.is_due() {
             return Some(Duration::ZERO);
         }
         Some(self.config.runtime.commit_interval.saturating_sub(self.outbox.last_commit().elapsed()))
     }
 
-    fn take_closed(&mut self, closed: Closed) -> Result<(), RunError> {
-        let took = self.outbox.closed(closed.producer, matches!(closed.end, End::Aborted(_)));
-        match closed.end {
+    fn take_closed(&mut self, closed: Closed) {
+        let Ended { end, took, refused } = self.outbox.closed(closed);
+        match end {
             End::Committed(positions) => {
                 self.note_positions(&positions);
                 let now = Instant::now();
                 let mut outputs = 0;
-                for shard in self.shards.values_mut() {
+                for (partition, shard) in &mut self.partitions.shards {
                     for output in shard.ledger.commit() {
-                        results::committed(&output, now);
+                        output.committed(now);
                         shard.lease.release(output.reserved);
                         outputs += 1;
+                    }
+                    if let Some(position) = positions.get(partition) {
+                        shard.ledger.commit_end(position.offset);
+                        shard.gauges.committed(position.offset, 0);
+                        shard
+                            .stop
+                            .take_if(|stop| matches!(stop, Stop::Held { place, .. } if place.offset < position.offset));
                     }
                 }
                 metrics::committed(outputs, took);
             }
-            End::Aborted(reason) => {
+            End::Aborted { reason, .. } => {
                 metrics::aborted(&reason);
-                self.shards.values_mut().for_each(|shard| shard.ledger.rewind());
+                self.partitions.shards.values_mut().for_each(|shard| shard.ledger.rewind());
+                refused.into_iter().for_each(|refused| self.step_down(refused));
             }
         }
-        Ok(())
     }
 
-    /// Tells librdkafka where the group is: for the lag in its statistics, and with at-least-once for the group itself.
+    /// With at-least-once the group hears of it here.
     fn note_positions(&self, positions: &Positions) {
-        let list = match offsets::to_list(self.config.input_topic(), self.fingerprint, positions) {
-            Ok(list) => list,
-            Err(error) => return tracing::error!("positions {positions:?}: {error}"),
-        };
-        if let Err(error) = self.consumer.store_offsets(&list) {
-            tracing::debug!("the lag is stale: {error}");
-        }
-        if self.config.runtime.delivery == Delivery::AtLeastOnce {
+        if self.config.runtime.delivery == Delivery::AtLeastOnce
+            && let Err(error) = self.input.commit(&self.at, positions)
+        {
             // Results are written: what of this is lost is repeated, as promised.
-            if let Err(error) = self.consumer.commit(&list, CommitMode::Async) {
-                tracing::warn!("offsets are not committed, their records may be repeated: {error}");
+            tracing::warn!("offsets are not committed, their records may be repeated: {error}");
+        }
+    }
+
+    /// A result was refused for good: something else takes its place, once it is sure that it was this one.
+    fn step_down(&mut self, refused: Refused) {
+        let Refused { sent, code, proven } = refused;
+        let Sent { partition, epoch, place } = sent;
+        let Some(shard) = self.partitions.shards.get_mut(&partition).filter(|shard| shard.epoch == epoch) else {
+            return;
+        };
+        let Some(output) = shard.ledger.output(place) else { return };
+        if !proven {
+            output.alone = true;
+            return;
+        }
+        match ladder::next(output, code) {
+            Step::Write(record, form) => {
+                tracing::info!(record = output.of.id(), topic = &*record.topic, "a reject is written plainer: {code}");
+                if let What::Reject(_, written) = &mut output.what {
+                    *written = form;
+                }
+                output.record = *record;
+                output.alone = true;
             }
+            Step::Reject(message) => {
+                let (of, lease, reread) =
+                    (Arc::clone(&output.of), Arc::clone(&shard.lease), self.intake.reread.clone());
+                shard.stop = Some(Stop::Rereading { place });
+                self.intake.originals.ask(&of, lease, move |record| _ = reread.send(Reread { sent, record, message }));
+            }
+            Step::Hold(reason) => self.intake.hold(shard, partition, place, reason),
+        }
+    }
+
+    /// The record of a refused result is here: its reject takes the result's place.
+    fn take_reread(&mut self, reread: Reread) {
+        let Reread { sent: Sent { partition, epoch, place }, record, message } = reread;
+        let Some(shard) = self.partitions.shards.get_mut(&partition).filter(|shard| shard.epoch == epoch) else {
+            return;
+        };
+        shard.stop = None;
+        let Some(output) = shard.ledger.output(place) else { return };
+        let outputs = self.intake.routes.refused(&output.of, record, &output.what, message);
+        let outputs = outputs.into_iter().map(|output| {
+            let bytes = output.bytes();
+            (output, bytes)
+        });
+        for gone in shard.ledger.replace(place, outputs.collect()) {
+            shard.lease.release(gone.reserved);
+        }
+    }
+
+    fn finish_drains(&mut self) {
+        for partition in self.partitions.finish_drains(&self.input) {
+            self.outbox.unreserve(partition);
         }
     }
 
     /// Shards that used their share of the bytes in flight up are not read until they have room again.
     fn balance(&mut self) {
-        let partitions: Vec<i32> = self.shards.keys().copied().collect();
-        for partition in partitions {
-            self.balance_one(partition);
-        }
-        for (partition, shard) in &self.shards {
-            metrics::in_flight(*partition, shard.ledger.bytes());
-        }
-        metrics::paused(self.shards.values().filter(|shard| shard.full).count());
-        let works = self.shards.values().any(|shard| shard.start.is_some());
-        let is_spare = || self.consumer.context().member_for().is_some_and(|since| since >= SPARE_AFTER);
-        self.health.group_joined.store(self.stopping.is_none() && (works || is_spare()), Ordering::Relaxed);
+        let partitions: Vec<i32> = self.partitions.shards.keys().copied().collect();
+        partitions.into_iter().for_each(|partition| self.balance_one(partition));
     }
 
     fn balance_one(&mut self, partition: i32) {
         let limit = self.config.runtime.in_flight_bytes;
-        let share = limit / self.shards.len().max(1);
-        let all: usize = self.shards.values().map(|shard| shard.ledger.bytes()).sum();
-        if let Some(shard) = self.shards.get_mut(&partition) {
+        let share = limit / self.partitions.shards.len().max(1);
+        let all = self.partitions.tally.bytes();
+        if let Some(shard) = self.partitions.shards.get_mut(&partition) {
             // The rest of the share is for the records that blocks are made of.
             shard.lease.allow(shard.ledger.head(), share / 2);
             let bytes = shard.ledger.bytes();
             shard.full = bytes > 0 && (bytes >= share || all >= limit);
+            shard.gauges.in_flight(bytes);
+        }
+    }
+
+    /// Brings gauges and health up to date.
+    fn pulse(&mut self) {
+        self.times.pulse = Instant::now();
+        let seen = self.input.consumer().context().seen().clone();
+        let shards = &mut self.partitions.shards;
+        for (partition, shard) in &mut *shards {
+            if let Some(ends) = seen.ends.get(partition) {
+                shard.gauges.ends_at(ends.log);
+                // Behind the last record there may be markers of its producer's transactions, which nobody reads.
+                if let Some(read) = ends.read.filter(|read| *read > shard.gauges.committed_at()) {
+                    shard.ledger.note_end(read);
+                }
+            }
+            shard.gauges.refresh();
+        }
+        metrics::shards(shards.len(), shards.values().filter(|shard| shard.full).count());
+        let held: Vec<String> = shards
+            .iter()
+            .filter_map(|(partition, shard)| match &shard.stop {
+                Some(Stop::Held { place, reason, .. }) => {
+                    Some(format!("partition {partition} at offset {}: {reason}", place.offset))
+                }
+                _ => None,
+            })
+            .collect();
+        metrics::held(held.len());
+
+        let works = shards.values().any(|shard| matches!(shard.phase, partitions::shard::Phase::Consuming { .. }));
+        let is_spare = seen.member_since.is_some_and(|since| since.elapsed() >= SPARE_AFTER);
+        let waits = self.outbox.busy_since().map(|since| since.elapsed()).filter(|_| self.outbox.aborts() > 1);
+        let late = self.outbox.busy_since().map(|since| since.elapsed()).filter(|busy| *busy >= STUCK_AFTER);
+        let stuck = self.intake.engine.stuck(STUCK_AFTER).into_iter();
+        let stuck = stuck.map(|at| format!("{} in {} for {} s", at.id, at.stage, at.still.as_secs()));
+        let stuck: Vec<String> = stuck.collect();
+        for stuck in &stuck {
+            tracing::warn!("a worker makes no progress: {stuck}");
+        }
+        self.health.report(vec![
+            Check::new("running", self.times.stopping.is_none(), || "the process is stopping".to_owned()),
+            Check::new("connected", seen.connected != Some(false), || "no broker is connected".to_owned()),
+            Check::new("partitions", works || is_spare, || "no partition is assigned yet".to_owned()),
+            Check::new("commits", waits.or(late).is_none(), || {
+                format!("{} transactions in a row were aborted, or one takes long", self.outbox.aborts())
+            }),
+            Check::new("held", held.is_empty(), || held.join("; ")),
+            Check::new("workers", stuck.is_empty(), || stuck.join("; ")),
+        ]);
+    }
+}
+
+impl Intake {
+    /// Holds a shard: nothing of it is sent until a topic takes the result at `place`.
+    fn hold(&self, shard: &mut partitions::shard::Shard, partition: i32, place: Place, reason: String) {
+        let now = Instant::now();
+        let since = match &shard.stop {
+            Some(Stop::Held { since, .. }) => *since,
+            _ => now,
+        };
+        if now.duration_since(since) >= SAY_AGAIN || since == now {
+            tracing::error!(
+                partition,
+                offset = place.offset,
+                "held: {reason}; mend the topic, or stop the group's processes and pass over the record with `tonearm \
+                 offsets skip --partition {partition}`"
+            );
+        }
+        let since = if now.duration_since(since) >= SAY_AGAIN { now } else { since };
+        shard.stop = Some(Stop::Held { place, reason, since, again: now + TRY_AGAIN });
+    }
+
+    /// Tries a held result once more, in a transaction of its own.
+    fn try_again(&self, shard: &mut partitions::shard::Shard, outbox: &mut Outbox, partition: i32, now: Instant) {
+        let epoch = shard.epoch;
+        let Some((place, _)) = shard.ledger.next_to_send() else { return };
+        if let Some(output) = shard.ledger.output(place) {
+            output.alone = true;
+        }
+        let Some((_, output)) = shard.ledger.next_to_send() else { return };
+        if outbox.send(output, Sent { partition, epoch, place }) == Sending::Taken {
+            shard.ledger.mark_sent();
+            if let Some(Stop::Held { again, .. }) = &mut shard.stop {
+                *again = now + TRY_AGAIN;
+            }
         }
     }
 }

@@ -1,33 +1,31 @@
 //! The admin port: `/metrics`, `/health/live`, `/health/ready`.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::net::SocketAddr;
 
-use axum::{Router, http::StatusCode, routing::get};
+use axum::{
+    Json, Router,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
 use metrics_exporter_prometheus::PrometheusHandle;
 
-/// What `/health/ready` answers from: is the model warm, and is this process a member of its group?
-#[derive(Clone, Default)]
-pub struct Health {
-    pub model_warm: Arc<AtomicBool>,
-    pub group_joined: Arc<AtomicBool>,
-}
+use super::{health::Health, metrics::is_built};
 
-impl Health {
-    fn ready(&self) -> (StatusCode, &'static str) {
-        if !self.model_warm.load(Ordering::Relaxed) {
-            (StatusCode::SERVICE_UNAVAILABLE, "model is loading\n")
-        } else if !self.group_joined.load(Ordering::Relaxed) {
-            (StatusCode::SERVICE_UNAVAILABLE, "group is not joined\n")
-        } else {
-            (StatusCode::OK, "ready\n")
+fn live(health: &Health) -> Response {
+    match health.hangs() {
+        None => "live\n".into_response(),
+        Some(still) => {
+            let body = format!("the loop has not turned for {} s\n", still.as_secs());
+            (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
         }
     }
+}
+
+fn ready(health: &Health) -> Response {
+    let readiness = health.readiness();
+    let code = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(readiness)).into_response()
 }
 
 /// Why the admin port is not served.
@@ -46,6 +44,7 @@ pub enum AdminError {
 pub fn serve(
     address: SocketAddr,
     metrics: PrometheusHandle,
+    model: String,
     health: Health,
 ) -> Result<tokio::runtime::Runtime, AdminError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -61,9 +60,21 @@ pub fn serve(
     let bound = listener.local_addr().unwrap_or(address);
     let upkeep = metrics.clone();
     let routes = Router::new()
-        .route("/metrics", get(move || async move { metrics.render() }))
-        .route("/health/live", get(|| async { "live\n" }))
-        .route("/health/ready", get(move || async move { health.ready() }));
+        .route(
+            "/metrics",
+            get(move || async move {
+                is_built(&model);
+                metrics.render()
+            }),
+        )
+        .route(
+            "/health/live",
+            get({
+                let health = health.clone();
+                move || async move { live(&health) }
+            }),
+        )
+        .route("/health/ready", get(move || async move { ready(&health) }));
     runtime.spawn(async move {
         if let Err(error) = axum::serve(listener, routes).await {
             tracing::error!("the admin port stopped: {error}");

@@ -1,37 +1,18 @@
 //! Every metric, declared once, and the events that move them.
 
-use std::{fmt::Write, time::Duration};
+use std::{fmt::Write, ops::Range, time::Duration};
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{Gauge, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use rdkafka::error::KafkaError;
-use tonearm_schemas::{
-    prediction::Audio,
-    reject::{Reject, Stage},
-};
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Counter,
-    Gauge,
-    Histogram,
-}
-
-struct Metric {
-    name: &'static str,
-    kind: Kind,
-    unit: Unit,
-    labels: &'static [&'static str],
-    help: &'static str,
-}
+use metrics_util::MetricKindMask;
+use tonearm_engine::events::{self, Kind, Metric};
+use tonearm_schemas::reject::Reject;
 
 const RECORDS: &str = "tonearm_records_total";
 const REJECTS: &str = "tonearm_rejects_total";
 const AUDIO: &str = "tonearm_audio_seconds_total";
 const BYTES_IN: &str = "tonearm_input_bytes_total";
 const BYTES_OUT: &str = "tonearm_output_bytes_total";
-const WAITING: &str = "tonearm_stage_waiting_seconds";
-const WORKING: &str = "tonearm_stage_working_seconds";
 const RECORD: &str = "tonearm_record_seconds";
 const IN_FLIGHT: &str = "tonearm_in_flight_bytes";
 const LAG: &str = "tonearm_lag_records";
@@ -42,9 +23,11 @@ const ABORTS: &str = "tonearm_aborts_total";
 const COMMIT: &str = "tonearm_commit_seconds";
 const RENEWALS: &str = "tonearm_producer_renewals_total";
 const REBALANCES: &str = "tonearm_rebalances_total";
+const SKIPPED: &str = "tonearm_skipped_records_total";
+const HELD: &str = "tonearm_held_partitions";
 const BUILD: &str = "tonearm_build_info";
 
-const METRICS: [Metric; 18] = [
+const METRICS: [Metric; 20] = [
     Metric {
         name: RECORDS,
         kind: Kind::Counter,
@@ -68,20 +51,8 @@ const METRICS: [Metric; 18] = [
     },
     Metric { name: BYTES_IN, kind: Kind::Counter, unit: Unit::Bytes, labels: &[], help: "Bytes of values read." },
     Metric { name: BYTES_OUT, kind: Kind::Counter, unit: Unit::Bytes, labels: &[], help: "Bytes of values written." },
-    Metric {
-        name: WAITING,
-        kind: Kind::Histogram,
-        unit: Unit::Seconds,
-        labels: &["stage"],
-        help: "Time a track waited, by stage: the first that runs here, for a worker; emit, from its end to its commit.",
-    },
-    Metric {
-        name: WORKING,
-        kind: Kind::Histogram,
-        unit: Unit::Seconds,
-        labels: &["stage"],
-        help: "CPU threads' time a stage took for a track, by stage: decode, features, infer.",
-    },
+    events::WAITING,
+    events::WORKING,
     Metric {
         name: RECORD,
         kind: Kind::Histogram,
@@ -101,7 +72,7 @@ const METRICS: [Metric; 18] = [
         kind: Kind::Gauge,
         unit: Unit::Count,
         labels: &["partition"],
-        help: "Records behind the end of the partition, as last reported by the broker.",
+        help: "Records from the committed position to the end of the partition.",
     },
     Metric {
         name: ASSIGNED,
@@ -153,6 +124,20 @@ const METRICS: [Metric; 18] = [
         help: "Changes of the assigned partitions, by event: assigned, revoked or lost.",
     },
     Metric {
+        name: SKIPPED,
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        labels: &[],
+        help: "Offsets that the input topic deleted before they were read.",
+    },
+    Metric {
+        name: HELD,
+        kind: Kind::Gauge,
+        unit: Unit::Count,
+        labels: &[],
+        help: "Partitions that wait for a person: their topic takes nothing that can be made of a result.",
+    },
+    Metric {
         name: BUILD,
         kind: Kind::Gauge,
         unit: Unit::Count,
@@ -165,6 +150,9 @@ const METRICS: [Metric; 18] = [
 const SECONDS_BUCKETS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0];
 
+/// A gauge that is not set for this long is gone.
+const GAUGE_ENDS: Duration = Duration::from_secs(10);
+
 /// Installs the recorder; the handle renders `/metrics`.
 ///
 /// # Errors
@@ -172,6 +160,8 @@ const SECONDS_BUCKETS: [f64; 14] =
 pub fn install(model: &str) -> Result<PrometheusHandle, BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS_BUCKETS)?
+        // A partition's gauges end with it: the loop sets those that are there again each second.
+        .idle_timeout(MetricKindMask::GAUGE, Some(GAUGE_ENDS))
         .install_recorder()?;
     for metric in &METRICS {
         match metric.kind {
@@ -187,8 +177,13 @@ pub fn install(model: &str) -> Result<PrometheusHandle, BuildError> {
     for result in ["prediction", "reject"] {
         counter!(RECORDS, "result" => result).absolute(0);
     }
-    gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION"), "model" => model.to_owned()).set(1.0);
+    is_built(model);
     Ok(handle)
+}
+
+/// Says what runs; again with every page of metrics, as gauges end.
+pub fn is_built(model: &str) {
+    gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION"), "model" => model.to_owned()).set(1.0);
 }
 
 /// The page docs/metrics.md.
@@ -224,22 +219,12 @@ pub fn record_read(bytes: usize) {
     counter!(BYTES_IN).increment(bytes as u64);
 }
 
-/// A stage is through with a track.
-pub fn worked(stage: Stage, time: Duration) {
-    histogram!(WORKING, "stage" => stage.as_str()).record(time);
+/// A track's prediction is committed.
+pub fn predicted(seconds: f64) {
+    counter!(AUDIO).increment(seconds.round() as u64);
 }
 
-/// A track waited for a worker.
-pub fn waited(stage: Stage, time: Duration) {
-    histogram!(WAITING, "stage" => stage.as_str()).record(time);
-}
-
-/// A track's windows are all scored.
-pub fn predicted(audio: &Audio) {
-    counter!(AUDIO).increment(audio.duration_s.round() as u64);
-}
-
-/// A record was rejected; said once, when it happens.
+/// A reject is committed.
 pub fn rejected(id: &str, reject: &Reject) {
     counter!(REJECTS, "class" => reject.class.as_str(), "stage" => reject.stage.as_str()).increment(1);
     tracing::warn!(
@@ -260,11 +245,11 @@ pub fn output_committed(bytes: usize) {
 pub fn track_committed(result: &'static str, since_read: Duration, since_finished: Duration) {
     counter!(RECORDS, "result" => result).increment(1);
     histogram!(RECORD).record(since_read);
-    histogram!(WAITING, "stage" => "emit").record(since_finished);
+    histogram!(events::WAITING.name, "stage" => "emit").record(since_finished);
 }
 
 /// The producer could not go on and has a successor.
-pub fn producer_renewed(error: &KafkaError) {
+pub fn producer_renewed(error: &impl std::fmt::Display) {
     counter!(RENEWALS).increment(1);
     tracing::warn!("the producer cannot go on and is replaced: {error}");
 }
@@ -286,14 +271,73 @@ pub fn rebalanced(event: &'static str, partitions: &[i32], assigned: usize) {
     tracing::info!(?partitions, assigned, "partitions {event}");
 }
 
-pub fn paused(partitions: usize) {
-    gauge!(PAUSED).set(partitions as f64);
+/// How many partitions there are, and how many of them are not read for now.
+pub fn shards(assigned: usize, paused: usize) {
+    gauge!(ASSIGNED).set(assigned as f64);
+    gauge!(PAUSED).set(paused as f64);
 }
 
-pub fn in_flight(partition: i32, bytes: usize) {
-    gauge!(IN_FLIGHT, "partition" => partition.to_string()).set(bytes as f64);
+/// Offsets that the group had before it are gone from the topic.
+pub fn skipped(topic: &str, partition: i32, offsets: &Range<i64>) {
+    counter!(SKIPPED).increment(offsets.end.abs_diff(offsets.start));
+    tracing::warn!(
+        topic,
+        partition,
+        from = offsets.start,
+        to = offsets.end,
+        "the topic deleted records before they were read; work goes on at the first that is left"
+    );
 }
 
-pub fn lag(partition: i32, records: i64) {
-    gauge!(LAG, "partition" => partition.to_string()).set(records as f64);
+pub fn held(partitions: usize) {
+    gauge!(HELD).set(partitions as f64);
+}
+
+/// The gauges of one partition.
+pub struct Shard {
+    in_flight: Gauge,
+    lag: Gauge,
+    /// What `in_flight` was set to.
+    bytes: Option<usize>,
+    committed: i64,
+    end: i64,
+}
+
+impl Shard {
+    pub fn new(partition: i32) -> Self {
+        let partition = partition.to_string();
+        let in_flight = gauge!(IN_FLIGHT, "partition" => partition.clone());
+        Self { in_flight, lag: gauge!(LAG, "partition" => partition), bytes: None, committed: 0, end: 0 }
+    }
+
+    pub fn in_flight(&mut self, bytes: usize) {
+        if self.bytes.replace(bytes) != Some(bytes) {
+            self.in_flight.set(bytes as f64);
+        }
+    }
+
+    /// The group is at `offset` of a partition that ends at `end`, at least.
+    pub fn committed(&mut self, offset: i64, end: i64) {
+        (self.committed, self.end) = (offset, self.end.max(end));
+        self.refresh();
+    }
+
+    pub fn ends_at(&mut self, end: i64) {
+        self.end = self.end.max(end);
+        self.refresh();
+    }
+
+    pub fn committed_at(&self) -> i64 {
+        self.committed
+    }
+
+    pub fn lag(&self) -> i64 {
+        (self.end - self.committed).max(0)
+    }
+
+    /// Sets the gauges again: those that are not set for a while are taken for those of a partition that went.
+    pub fn refresh(&self) {
+        self.lag.set(self.lag() as f64);
+        self.in_flight.set(self.bytes.unwrap_or(0) as f64);
+    }
 }

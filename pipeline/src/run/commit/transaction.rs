@@ -7,7 +7,7 @@ use std::{
 };
 
 use rdkafka::{
-    ClientConfig, ClientContext,
+    ClientContext,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, ConsumerGroupMetadata, DefaultConsumerContext},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
@@ -15,13 +15,11 @@ use rdkafka::{
     producer::{Producer, ProducerContext, ThreadedProducer},
 };
 
-use super::{
-    committer::Call,
-    offsets::{self, Positions},
-};
+use super::watchdog::{Lost, Watchdog};
 use crate::{
-    config::{Config, Delivery, Kafka},
+    config::{Delivery, Kafka},
     kafka::{self, ClientError},
+    run::partitions::positions::{self, Coordinates, Positions},
     telemetry::metrics,
 };
 
@@ -41,7 +39,7 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 pub type ResultProducer = ThreadedProducer<Deliveries>;
 
 /// A transaction or batch to be closed.
-pub struct Job {
+pub struct Task {
     /// When it was begun.
     pub begun: Instant,
     pub how: Closing,
@@ -66,13 +64,21 @@ pub struct Renewal {
 pub struct Closed {
     pub producer: ResultProducer,
     pub end: End,
+    /// Records that were refused for good, each by its number in the transaction.
+    pub refused: Vec<(usize, RDKafkaErrorCode)>,
 }
 
 pub enum End {
     /// Results are written, and these positions in the input with them.
     Committed(Positions),
-    /// What was sent is void; the reason.
-    Aborted(String),
+    /// What was sent is void.
+    Aborted { reason: String, code: Option<RDKafkaErrorCode> },
+}
+
+impl End {
+    fn aborted(error: &KafkaError) -> Self {
+        Self::Aborted { reason: error.to_string(), code: error.rdkafka_error_code() }
+    }
 }
 
 /// Why the process must end: nothing can be sent any more.
@@ -87,89 +93,102 @@ pub enum TransactionsError {
     Fatal(KafkaError),
     #[error("the thread that commits cannot be started: {0}")]
     Thread(std::io::Error),
-    /// Never seen by users: the thread that was given up ends with it.
-    #[error("a call hung and was given up")]
-    GivenUp,
     #[error(transparent)]
     Client(#[from] ClientError),
 }
 
+/// What transactions are made of.
+pub struct Settings {
+    pub kafka: Kafka,
+    pub delivery: Delivery,
+    pub transactional_id: String,
+    pub commit_interval: Duration,
+    pub at: Coordinates,
+}
+
 /// Makes producers and ends their transactions.
 pub struct Transactions {
-    client: ClientConfig,
+    settings: Settings,
     /// Of transactions.
     timeout: Duration,
-    delivery: Delivery,
-    kafka: Kafka,
-    topic: String,
-    fingerprint: String,
 }
 
 impl Transactions {
-    pub fn new(config: &Config, fingerprint: &str) -> Self {
-        let kafka = &config.kafka;
-        let timeout = TRANSACTION_TIMEOUT + config.runtime.commit_interval;
-        let mut client = kafka::client_config(kafka);
-        client
-            .set("enable.idempotence", "true")
-            .set("message.max.bytes", kafka::MAX_RECORD_BYTES)
-            .set("compression.type", "lz4")
-            // The commit asks for what is there; waiting for more would only add latency.
-            .set("linger.ms", "0");
-        if config.runtime.delivery == Delivery::ExactlyOnce {
-            client
-                .set("transactional.id", config.transactional_id())
-                .set("transaction.timeout.ms", timeout.as_millis().to_string());
-        }
-        Self {
-            client: kafka::with_properties(client, kafka),
-            timeout,
-            delivery: config.runtime.delivery,
-            kafka: kafka.clone(),
-            topic: config.input_topic().to_owned(),
-            fingerprint: fingerprint.to_owned(),
-        }
+    pub fn new(settings: Settings) -> Self {
+        Self { timeout: TRANSACTION_TIMEOUT + settings.commit_interval, settings }
+    }
+
+    fn exactly_once(&self) -> bool {
+        self.settings.delivery == Delivery::ExactlyOnce
     }
 
     /// A producer whose predecessor's open transaction is aborted.
     pub fn first_producer(&self) -> Result<ResultProducer, TransactionsError> {
         let producer = self.producer()?;
-        if self.delivery == Delivery::ExactlyOnce {
+        if self.exactly_once() {
             // Longer than an open transaction of a killed predecessor can hold it up.
             let patience = self.timeout + kafka::FIRST_ANSWER;
-            producer.init_transactions(patience).map_err(|source| match Trouble::of(&source) {
-                Trouble::Fatal => TransactionsError::Fatal(source),
-                _ => ClientError::Unreachable { brokers: self.kafka.brokers.clone(), source }.into(),
+            producer.init_transactions(patience).map_err(|source| match Remedy::of(&source) {
+                Remedy::Fatal => TransactionsError::Fatal(source),
+                _ => ClientError::Unreachable { brokers: self.settings.kafka.brokers.clone(), source }.into(),
             })?;
         }
         Ok(producer)
     }
 
     fn producer(&self) -> Result<ResultProducer, ClientError> {
-        self.client.create_with_context(Deliveries::default()).map_err(ClientError::Config)
+        let kafka = &self.settings.kafka;
+        let mut client = kafka::client_config(kafka);
+        client
+            .set("enable.idempotence", "true")
+            .set("message.max.bytes", kafka::MAX_RECORD_BYTES)
+            .set("compression.type", "lz4")
+            // The commit asks for what is there; waiting for more would only add latency.
+            .set("linger.ms", "0")
+            // A topic that was deleted is found missing within a second, not after thirty.
+            .set("topic.metadata.propagation.max.ms", "1000");
+        if self.exactly_once() {
+            client
+                .set("transactional.id", &self.settings.transactional_id)
+                .set("transaction.timeout.ms", self.timeout.as_millis().to_string());
+        }
+        let client = kafka::with_properties(client, kafka);
+        client.create_with_context(Deliveries::default()).map_err(ClientError::Config)
     }
 
     /// Ends a transaction or batch, however long it takes.
-    pub fn close(&self, job: Job, call: &Call) -> Result<Closed, TransactionsError> {
-        let Job { begun, how } = job;
-        let (producer, attempted, reason) = match how {
+    ///
+    /// # Errors
+    /// A call hung for so long that another thread took this one's place.
+    pub fn close(&self, task: Task, watchdog: &Watchdog) -> Result<Result<Closed, TransactionsError>, Lost> {
+        match self.try_close(task, watchdog) {
+            Ok(closed) => Ok(Ok(closed)),
+            Err(Interrupted::Lost(lost)) => Err(lost),
+            Err(Interrupted::Ended(error)) => Ok(Err(error)),
+        }
+    }
+
+    fn try_close(&self, task: Task, call: &Watchdog) -> Result<Closed, Interrupted> {
+        let Task { begun, how } = task;
+        let (producer, attempted, end) = match how {
             Closing::Commit { producer, positions, group } => match self.commit(&producer, &positions, group, call)? {
-                Ok(()) => return Ok(Closed { producer, end: End::Committed(positions) }),
-                Err(error) if matches!(Trouble::of(&error), Trouble::Fatal) => {
+                Ok(()) => return Ok(Closed { producer, end: End::Committed(positions), refused: Vec::new() }),
+                Err(error) if matches!(Remedy::of(&error), Remedy::Fatal) => {
                     let renewal = Renewal { old: Some(producer), error, attempted: Some(positions) };
                     return self.renew(renewal, begun, call);
                 }
-                Err(error) => (producer, Some(positions), error.to_string()),
+                Err(error) => (producer, Some(positions), End::aborted(&error)),
             },
-            Closing::Abort { producer, reason } => (producer, None, reason),
+            Closing::Abort { producer, reason } => (producer, None, End::Aborted { reason, code: None }),
             Closing::Renew(renewal) => return self.renew(renewal, begun, call),
         };
-        if self.delivery == Delivery::ExactlyOnce
+        if self.exactly_once()
             && let Err(error) = persist(call, || producer.abort_transaction(STEP))?
         {
             return self.renew(Renewal { old: Some(producer), error, attempted }, begun, call);
         }
-        Ok(Closed { producer, end: End::Aborted(reason) })
+        let refused = producer.context().take_refused();
+        Ok(Closed { producer, end, refused })
     }
 
     fn commit(
@@ -177,9 +196,9 @@ impl Transactions {
         producer: &ResultProducer,
         positions: &Positions,
         group: Option<ConsumerGroupMetadata>,
-        call: &Call,
-    ) -> Result<KafkaResult<()>, TransactionsError> {
-        if self.delivery == Delivery::AtLeastOnce {
+        call: &Watchdog,
+    ) -> Result<KafkaResult<()>, Lost> {
+        if !self.exactly_once() {
             await_deliveries(producer);
             let flushed = persist(call, || producer.flush(STEP))?;
             return Ok(flushed.and_then(|()| producer.context().all_delivered()));
@@ -188,7 +207,7 @@ impl Transactions {
         let prepare = || {
             producer.context().all_delivered()?;
             let group = group.ok_or(KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownMemberId))?;
-            Ok((offsets::to_list(&self.topic, &self.fingerprint, positions)?, group))
+            Ok((self.settings.at.to_list(positions)?, group))
         };
         match prepare() {
             Ok((list, group)) => match persist(call, || producer.send_offsets_to_transaction(&list, &group, STEP))? {
@@ -204,48 +223,66 @@ impl Transactions {
 
     /// A new producer in place of one that cannot go on, for example after brokers were gone for longer than a
     /// transaction may last. Whether a commit under way went through is asked of the group.
-    fn renew(&self, renewal: Renewal, begun: Instant, call: &Call) -> Result<Closed, TransactionsError> {
+    fn renew(&self, renewal: Renewal, begun: Instant, call: &Watchdog) -> Result<Closed, Interrupted> {
         let Renewal { old, error, attempted } = renewal;
         let fatal = old.as_ref().and_then(|old| old.client().fatal_error()).map(|(code, _)| code);
         // The broker also fences the producer of a transaction that lasted too long, so an old one proves nothing. Where
         // it was another process after all, the next transaction is fenced young.
         if is_fence(fatal.or(error.rdkafka_error_code())) && begun.elapsed() < self.timeout {
-            return Err(TransactionsError::Fenced {
-                instance_id: self.kafka.instance_id.clone(),
-                group_id: self.kafka.group_id.clone(),
-            });
+            let Kafka { instance_id, group_id, .. } = self.settings.kafka.clone();
+            return Err(TransactionsError::Fenced { instance_id, group_id }.into());
         }
         metrics::producer_renewed(&error);
-        call.make(|| drop(old))?;
+        let refused = old.as_ref().map(|old| old.context().take_refused()).unwrap_or_default();
+        call.watch(|| drop(old))?;
         let producer = self.producer()?;
-        if self.delivery == Delivery::ExactlyOnce {
+        if self.exactly_once() {
             persist(call, || producer.init_transactions(STEP))?.map_err(TransactionsError::Fatal)?;
         }
         let end = match attempted {
             Some(positions) if self.went_through(&positions)? => End::Committed(positions),
-            _ => End::Aborted(error.to_string()),
+            _ => End::aborted(&error),
         };
-        Ok(Closed { producer, end })
+        Ok(Closed { producer, end, refused })
     }
 
     /// Whether the group is where a transaction of unknown end would have brought it. `init_transactions` has ended that
     /// transaction, so the answer is final.
     fn went_through(&self, attempted: &Positions) -> Result<bool, ClientError> {
-        if self.delivery == Delivery::AtLeastOnce {
+        if !self.exactly_once() {
             return Ok(false);
         }
-        let client = offsets::observer(&self.kafka, kafka::client_config(&self.kafka));
+        let Settings { kafka, at, .. } = &self.settings;
+        let client = positions::observer(kafka, kafka::client_config(kafka));
         let observer: BaseConsumer<DefaultConsumerContext> =
-            kafka::with_properties(client, &self.kafka).create().map_err(ClientError::Config)?;
+            kafka::with_properties(client, kafka).create().map_err(ClientError::Config)?;
         loop {
-            match offsets::committed(&observer, &self.topic, &self.fingerprint, attempted.keys().copied()) {
-                Ok(committed) => return Ok(offsets::reached(&committed, attempted)),
+            match positions::committed(&observer, at, attempted.keys().copied()) {
+                Ok(committed) => return Ok(positions::reached(&committed, attempted)),
                 Err(error) => {
                     tracing::debug!("the group's offsets are not known yet: {error}");
-                    std::thread::sleep(offsets::RETRY);
+                    std::thread::sleep(positions::RETRY);
                 }
             }
         }
+    }
+}
+
+/// Why a transaction has no end here.
+enum Interrupted {
+    Lost(Lost),
+    Ended(TransactionsError),
+}
+
+impl From<Lost> for Interrupted {
+    fn from(lost: Lost) -> Self {
+        Self::Lost(lost)
+    }
+}
+
+impl<E: Into<TransactionsError>> From<E> for Interrupted {
+    fn from(error: E) -> Self {
+        Self::Ended(error.into())
     }
 }
 
@@ -265,10 +302,10 @@ fn await_deliveries(producer: &ResultProducer) {
 }
 
 /// Calls until it is done or fails for another reason than time.
-fn persist(call: &Call, attempt: impl Fn() -> KafkaResult<()>) -> Result<KafkaResult<()>, TransactionsError> {
+fn persist(call: &Watchdog, attempt: impl Fn() -> KafkaResult<()>) -> Result<KafkaResult<()>, Lost> {
     loop {
-        match call.make(&attempt)? {
-            Err(error) if matches!(Trouble::of(&error), Trouble::Retry) => {
+        match call.watch(&attempt)? {
+            Err(error) if matches!(Remedy::of(&error), Remedy::Retry) => {
                 tracing::debug!("once more: {error}");
                 std::thread::sleep(RETRY);
             }
@@ -278,7 +315,7 @@ fn persist(call: &Call, attempt: impl Fn() -> KafkaResult<()>) -> Result<KafkaRe
 }
 
 /// What an error asks for.
-enum Trouble {
+enum Remedy {
     /// The same call again.
     Retry,
     /// Void the transaction and send its results again.
@@ -287,7 +324,7 @@ enum Trouble {
     Fatal,
 }
 
-impl Trouble {
+impl Remedy {
     fn of(error: &KafkaError) -> Self {
         match error {
             KafkaError::Transaction(error) if error.is_fatal() => Self::Fatal,
@@ -305,28 +342,56 @@ impl Trouble {
 
 /// Notes what could not be delivered.
 #[derive(Default)]
-pub struct Deliveries {
+pub struct Deliveries(Mutex<Failures>);
+
+#[derive(Default)]
+struct Failures {
     /// The first failure: it says most, those behind it are its consequences.
-    failure: Mutex<Option<KafkaError>>,
+    first: Option<KafkaError>,
+    /// Records that were refused for good, by their number in the transaction.
+    refused: Vec<(usize, RDKafkaErrorCode)>,
 }
 
 impl Deliveries {
-    fn failure(&self) -> MutexGuard<'_, Option<KafkaError>> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    fn failures(&self) -> MutexGuard<'_, Failures> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn forget_failures(&self) {
-        *self.failure() = None;
+    /// Those records that were refused since the last call, each by its number, and why.
+    pub fn take_refused(&self) -> Vec<(usize, RDKafkaErrorCode)> {
+        std::mem::take(&mut *self.failures()).refused
     }
 
-    pub fn note_failure(&self, error: &KafkaError) {
-        self.failure().get_or_insert_with(|| error.clone());
-        tracing::debug!("a result was not delivered: {error}");
+    /// Notes that the record with this number in the transaction was not delivered.
+    pub fn note_failure(&self, error: &KafkaError, number: usize) {
+        let mut failures = self.failures();
+        failures.first.get_or_insert_with(|| error.clone());
+        if let Some(code) = error.rdkafka_error_code().filter(|code| is_for_good(*code)) {
+            failures.refused.push((number, code));
+        }
+        tracing::debug!("result {number} of a transaction was not delivered: {error}");
     }
 
     fn all_delivered(&self) -> Result<(), KafkaError> {
-        self.failure().clone().map_or(Ok(()), Err)
+        self.failures().first.clone().map_or(Ok(()), Err)
     }
+}
+
+/// Whether the same record would be refused again.
+fn is_for_good(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::MessageSizeTooLarge
+            | RDKafkaErrorCode::InvalidMessageSize
+            | RDKafkaErrorCode::InvalidRecord
+            | RDKafkaErrorCode::InvalidTimestamp
+            | RDKafkaErrorCode::PolicyViolation
+            | RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::UnknownTopicOrPartition
+            | RDKafkaErrorCode::UnknownTopic
+            | RDKafkaErrorCode::UnknownPartition
+            | RDKafkaErrorCode::InvalidTopic
+    )
 }
 
 impl ClientContext for Deliveries {
@@ -344,11 +409,11 @@ impl ClientContext for Deliveries {
 }
 
 impl ProducerContext for Deliveries {
-    type DeliveryOpaque = ();
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
         if let Err((error, _)) = result {
-            self.note_failure(error);
+            self.note_failure(error, number);
         }
     }
 }

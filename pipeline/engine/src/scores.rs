@@ -1,58 +1,65 @@
 //! The scores of one track's windows, computed on whichever worker has time.
 
 use std::{
+    future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Poll, Waker},
     time::{Duration, Instant},
 };
 
+use tonearm_schemas::reject::Stage;
 use tonearm_stages::{
     infer::{ForwardError, Model},
     windows::Window,
 };
 
-use super::text;
-use crate::workers::{Pool, Task};
+use crate::{
+    pool::{Piece, Pool, Tag},
+    track::text,
+};
 
 /// The scores of one track's windows, filled in by whichever worker has them.
 #[derive(Default)]
 pub struct Scores {
-    state: Mutex<ScoresState>,
-    all_done: Condvar,
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct ScoresState {
+struct State {
     /// Start frame and scores of each window, in time order; no scores until they are computed.
     windows: Vec<(u64, Option<Vec<f32>>)>,
     pending: usize,
     /// The earliest window that failed.
     failure: Option<(usize, ForwardError)>,
     busy: Duration,
+    /// Who waits until nothing is pending.
+    waiting: Option<Waker>,
 }
 
 /// Start frame and scores of every window, and the time they took; or the first window that failed, and why.
 pub type Scored = Result<(Vec<(u64, Vec<f32>)>, Duration), (usize, ForwardError)>;
 
 impl Scores {
-    /// Scores windows on idle workers, or here where there is none.
-    pub fn score<'env>(self: &Arc<Self>, pool: &Pool<'env>, model: &Arc<dyn Model>, windows: &mut Vec<Window>) {
+    /// Scores windows on idle workers, or here if there is none.
+    pub fn score(self: &Arc<Self>, pool: &Pool, tag: &Arc<Tag>, model: &Arc<dyn Model>, windows: &mut Vec<Window>) {
         for window in windows.drain(..) {
             let index = self.expect_one(window.start_frame);
-            let (scores, model) = (Arc::clone(self), Arc::clone(model));
-            let piece: Task<'env> = Box::new(move |_| {
+            let (scores, model, at) = (Arc::clone(self), Arc::clone(model), Arc::clone(tag));
+            let piece: Piece = Box::new(move || {
+                at.at(Stage::Infer);
                 let started = Instant::now();
                 let result = catch_unwind(AssertUnwindSafe(|| model.forward(&window.values)))
                     .unwrap_or_else(|panic| Err(ForwardError::Panic(text(&*panic))));
                 scores.put(index, result, started.elapsed());
             });
-            if let Err(piece) = pool.offer(piece) {
-                piece(pool);
+            if let Err(piece) = pool.offer(tag, piece) {
+                piece();
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, ScoresState> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         // No code that can panic runs under this lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -75,25 +82,31 @@ impl Scores {
             Err(_) => {}
         }
         state.pending -= 1;
-        if state.pending == 0 {
-            self.all_done.notify_all();
+        if state.pending == 0
+            && let Some(waiting) = state.waiting.take()
+        {
+            drop(state);
+            waiting.wake();
         }
     }
 
-    /// Waits for every expected window, working on queued pieces meanwhile.
-    pub fn wait(&self, pool: &Pool<'_>) -> Scored {
-        while self.lock().pending > 0 && pool.help() {}
-        let mut state = self.lock();
-        while state.pending > 0 {
-            state = self.all_done.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        match state.failure.take() {
-            Some(failure) => Err(failure),
-            None => {
-                let windows = std::mem::take(&mut state.windows);
-                let windows = windows.into_iter().filter_map(|(start, scores)| Some((start, scores?))).collect();
-                Ok((windows, state.busy))
+    /// Every expected window, once the last has its scores.
+    pub async fn all(&self) -> Scored {
+        poll_fn(|context| {
+            let mut state = self.lock();
+            if state.pending > 0 {
+                state.waiting = Some(context.waker().clone());
+                return Poll::Pending;
             }
-        }
+            let busy = state.busy;
+            Poll::Ready(match state.failure.take() {
+                Some(failure) => Err(failure),
+                None => {
+                    let windows = std::mem::take(&mut state.windows);
+                    Ok((windows.into_iter().filter_map(|(start, scores)| Some((start, scores?))).collect(), busy))
+                }
+            })
+        })
+        .await
     }
 }

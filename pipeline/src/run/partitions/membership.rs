@@ -2,12 +2,12 @@
 //! revoked shards finish.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use crossbeam_channel::Sender;
@@ -15,14 +15,13 @@ use rdkafka::{
     ClientContext, Statistics, TopicPartitionList,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol},
-    error::{KafkaError, KafkaResult},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     types::RDKafkaRespErr,
 };
 
 use crate::{
-    config::{Config, GroupProtocol},
+    config::{GroupProtocol, Kafka},
     kafka::{self, ClientError},
-    telemetry::metrics,
 };
 
 pub type GroupConsumer = BaseConsumer<Membership>;
@@ -40,24 +39,43 @@ pub struct Membership {
     changes: Mutex<VecDeque<Change>>,
     /// While the consumer closes, nobody carries changes out any more.
     closing: AtomicBool,
-    /// Since when the group's coordinator counts this process in.
-    member_since: Mutex<Option<Instant>>,
+    seen: Mutex<Seen>,
     wake: Sender<()>,
+}
+
+/// What librdkafka's last statistics said.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Whether a broker was connected; `None` before the first statistics.
+    pub connected: Option<bool>,
+    /// Since when the group's coordinator counts this process in without a break.
+    pub member_since: Option<Instant>,
+    /// By partition.
+    pub ends: BTreeMap<i32, Ends>,
+}
+
+/// Ends of a partition, as the last fetch saw them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// Offset behind the last record.
+    pub log: i64,
+    /// Offset behind the last record that readers of committed records may see: an open transaction ends it early.
+    pub stable: i64,
+    /// Offset that everything was read up to, if nothing read waits in a queue.
+    pub read: Option<i64>,
 }
 
 impl Membership {
     fn new(wake: Sender<()>) -> Self {
-        Self { changes: Mutex::default(), closing: AtomicBool::new(false), member_since: Mutex::default(), wake }
+        Self { changes: Mutex::default(), closing: AtomicBool::new(false), seen: Mutex::default(), wake }
     }
 
     pub fn next_change(&self) -> Option<Change> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
-    /// How long this process has been a member without a break.
-    pub fn member_for(&self) -> Option<Duration> {
-        let since = *self.member_since.lock().unwrap_or_else(PoisonError::into_inner);
-        since.map(|since| since.elapsed())
+    pub fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn is_closing(&self) -> bool {
@@ -73,8 +91,7 @@ impl Membership {
 ///
 /// # Errors
 /// librdkafka refuses the configuration.
-pub fn consumer(config: &Config, wake: Sender<()>) -> Result<GroupConsumer, ClientError> {
-    let kafka = &config.kafka;
+pub fn consumer(kafka: &Kafka, wake: Sender<()>) -> Result<GroupConsumer, ClientError> {
     let mut client = kafka::client_config(kafka);
     client
         .set("group.id", &kafka.group_id)
@@ -83,7 +100,9 @@ pub fn consumer(config: &Config, wake: Sender<()>) -> Result<GroupConsumer, Clie
         // A new group takes what is there: nobody publishes music to have it ignored.
         .set("auto.offset.reset", "earliest")
         .set("isolation.level", "read_committed")
-        .set("statistics.interval.ms", "500")
+        // An end that markers of transactions make is one to be behind as well.
+        .set("enable.partition.eof", "true")
+        .set("statistics.interval.ms", "1000")
         // What librdkafka reads ahead of each shard: below the first bound it asks for up to the second, or one record
         // that is larger. When there is room again it looks soon: its default of 1 s would starve large records.
         .set("queued.max.messages.kbytes", "1024")
@@ -92,6 +111,8 @@ pub fn consumer(config: &Config, wake: Sender<()>) -> Result<GroupConsumer, Clie
         .set("fetch.max.bytes", "16777216")
         .set("receive.message.max.bytes", kafka::MAX_RESPONSE_BYTES)
         .set("fetch.wait.max.ms", "100")
+        // Partitions added to the topic are found within seconds, not minutes.
+        .set("topic.metadata.refresh.interval.ms", "10000")
         // The loop polls while records are worked on, so this only ends a process that hangs.
         .set("max.poll.interval.ms", "300000");
     match kafka.group_protocol {
@@ -147,23 +168,25 @@ impl ClientContext for Membership {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        kafka::log_error(&error, reason);
+        // The end of a partition is no trouble, and comes with every record that is the last one for a while.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
+            kafka::log_error(&error, reason);
+        }
     }
 
     fn stats(&self, statistics: Statistics) {
         // librdkafka's words for a member that has its assignment.
         let steady = statistics.cgrp.is_some_and(|group| group.join_state == "steady" && group.state == "up");
-        let mut since = self.member_since.lock().unwrap_or_else(PoisonError::into_inner);
-        *since = steady.then(|| since.unwrap_or_else(Instant::now));
-        drop(since);
-        for topic in statistics.topics.values() {
-            for (&partition, state) in &topic.partitions {
-                // The stored position is that of our last commit; before the first one there is only the broker's.
-                let lag = if state.consumer_lag_stored >= 0 { state.consumer_lag_stored } else { state.consumer_lag };
-                if partition >= 0 && lag >= 0 {
-                    metrics::lag(partition, lag);
-                }
-            }
-        }
+        let ends = statistics.topics.values().flat_map(|topic| &topic.partitions);
+        let ends = ends.filter(|(partition, state)| **partition >= 0 && state.hi_offset >= 0);
+        let ends = ends.map(|(&partition, state)| {
+            let stable = if state.ls_offset >= 0 { state.ls_offset } else { state.hi_offset };
+            let read = (state.eof_offset >= 0 && state.fetchq_cnt == 0).then_some(state.eof_offset);
+            (partition, Ends { log: state.hi_offset, stable, read })
+        });
+        let mut seen = self.seen();
+        seen.member_since = steady.then(|| seen.member_since.unwrap_or_else(Instant::now));
+        seen.connected = Some(statistics.brokers.values().any(|broker| broker.nodeid >= 0 && broker.state == "UP"));
+        seen.ends = ends.collect();
     }
 }

@@ -4,7 +4,25 @@
 //! everything before it was sent. A long record may send some of its outputs before it is complete: the position then
 //! stays at the record and counts them.
 
-use std::collections::VecDeque;
+use std::{cell::Cell, collections::VecDeque, rc::Rc};
+
+/// Bytes of several ledgers together.
+#[derive(Clone, Debug, Default)]
+pub struct Tally(Rc<Cell<usize>>);
+
+impl Tally {
+    pub fn bytes(&self) -> usize {
+        self.0.get()
+    }
+
+    fn add(&self, bytes: usize) {
+        self.0.set(self.0.get() + bytes);
+    }
+
+    fn take(&self, bytes: usize) {
+        self.0.set(self.0.get().saturating_sub(bytes));
+    }
+}
 
 /// The records of one partition that are not committed yet, in offset order. `T` is one output of a record.
 #[derive(Debug)]
@@ -12,8 +30,14 @@ pub struct Ledger<T> {
     entries: VecDeque<Entry<T>>,
     /// The first `sent` entries are sent with all their outputs, and not committed.
     sent: usize,
+    /// The first `settled` entries are not worked on.
+    settled: usize,
     bytes: usize,
+    /// Which `bytes` are counted in too.
+    tally: Tally,
     last_accepted: Option<i64>,
+    /// Everything before it is complete, though the records there gave no outputs or were none.
+    end: i64,
 }
 
 #[derive(Debug)]
@@ -21,7 +45,7 @@ struct Entry<T> {
     offset: i64,
     /// Of the record as long as it is worked on.
     bytes: usize,
-    state: State,
+    work: Work,
     /// Outputs that are not committed, each with its bytes.
     outputs: VecDeque<(T, usize)>,
     /// The first of them, that are sent.
@@ -33,12 +57,12 @@ struct Entry<T> {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum State {
-    Working,
+enum Work {
+    Under,
     /// All its outputs are known.
     Complete,
     /// It will not be completed here: another process starts over with it.
-    Abandoned,
+    Cancelled,
 }
 
 /// Where a partition is: all records before `offset` have sent their outputs, and the record there the first `outputs`.
@@ -48,26 +72,53 @@ pub struct Position {
     pub outputs: u64,
 }
 
+/// One output: the record it came of, and its number among that record's outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub offset: i64,
+    pub number: u64,
+}
+
 impl<T> Default for Ledger<T> {
     fn default() -> Self {
-        Self { entries: VecDeque::new(), sent: 0, bytes: 0, last_accepted: None }
+        Self::new(Tally::default())
+    }
+}
+
+impl<T> Drop for Ledger<T> {
+    fn drop(&mut self) {
+        self.tally.take(self.bytes);
     }
 }
 
 impl<T> Ledger<T> {
-    /// Takes a record on that weighs `bytes` while it is worked on; its first `committed` outputs are not wanted. False
-    /// where its offset was taken on before.
+    pub fn new(tally: Tally) -> Self {
+        Self { entries: VecDeque::new(), sent: 0, settled: 0, bytes: 0, tally, last_accepted: None, end: 0 }
+    }
+
+    fn add_bytes(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.tally.add(bytes);
+    }
+
+    fn take_bytes(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.tally.take(bytes);
+    }
+
+    /// Takes a record on that weighs `bytes` while it is worked on; its first `committed` outputs are not wanted. Returns
+    /// `false` if its offset was taken on before.
     #[must_use]
     pub fn accept(&mut self, offset: i64, bytes: usize, committed: u64) -> bool {
         if self.last_accepted.is_some_and(|last| offset <= last) {
             return false;
         }
         self.last_accepted = Some(offset);
-        self.bytes += bytes;
+        self.add_bytes(bytes);
         self.entries.push_back(Entry {
             offset,
             bytes,
-            state: State::Working,
+            work: Work::Under,
             outputs: VecDeque::new(),
             sent: 0,
             committed,
@@ -76,34 +127,41 @@ impl<T> Ledger<T> {
         true
     }
 
-    /// Adds an output of a record that is worked on. False where it was committed before, and is dropped.
+    /// Notes that the partition has no record between the last one taken on and `offset`.
+    pub fn note_end(&mut self, offset: i64) {
+        if self.last_accepted.is_none_or(|last| last < offset) {
+            self.end = self.end.max(offset);
+        }
+    }
+
+    /// Adds an output of a record that is worked on. Returns `false` if it is not wanted: it was committed before, or another
+    /// took its place.
     pub fn add(&mut self, offset: i64, bytes: usize, output: T) -> bool {
-        let Some(entry) = self.entry(offset) else { return false };
+        let Some(entry) = self.entry(offset).filter(|entry| entry.work == Work::Under) else { return false };
         if entry.skip > 0 {
             entry.skip -= 1;
             return false;
         }
         entry.outputs.push_back((output, bytes));
-        self.bytes += bytes;
+        self.add_bytes(bytes);
         true
     }
 
     /// Notes that a record has no more outputs to come.
     pub fn complete(&mut self, offset: i64) {
-        self.settle(offset, State::Complete);
+        self.settle(offset, Work::Complete);
     }
 
     /// Notes that a record will not be completed here.
-    pub fn abandon(&mut self, offset: i64) {
-        self.settle(offset, State::Abandoned);
+    pub fn cancel(&mut self, offset: i64) {
+        self.settle(offset, Work::Cancelled);
     }
 
-    fn settle(&mut self, offset: i64, state: State) {
-        if let Some(entry) = self.entry(offset) {
-            debug_assert_eq!(entry.state, State::Working, "offset {offset} is settled twice");
+    fn settle(&mut self, offset: i64, work: Work) {
+        if let Some(entry) = self.entry(offset).filter(|entry| entry.work == Work::Under) {
             let bytes = std::mem::take(&mut entry.bytes);
-            entry.state = state;
-            self.bytes -= bytes;
+            entry.work = work;
+            self.take_bytes(bytes);
         }
     }
 
@@ -112,21 +170,49 @@ impl<T> Ledger<T> {
         found.ok().and_then(|at| self.entries.get_mut(at))
     }
 
+    /// The output at `place`, if it is not committed.
+    pub fn output(&mut self, place: Place) -> Option<&mut T> {
+        let entry = self.entry(place.offset)?;
+        let index = usize::try_from(place.number.checked_sub(entry.committed)?).ok()?;
+        entry.outputs.get_mut(index).map(|(output, _)| output)
+    }
+
+    /// Puts `outputs`, each with its bytes, in the place of an output that is not sent and of all that its record has behind
+    /// it: the record is complete with them. Returns those that went.
+    pub fn replace(&mut self, place: Place, outputs: Vec<(T, usize)>) -> Vec<T> {
+        let Some(entry) = self.entry(place.offset) else { return Vec::new() };
+        let index = place.number.checked_sub(entry.committed).and_then(|index| usize::try_from(index).ok());
+        let Some(index) = index.filter(|index| entry.sent <= *index && *index <= entry.outputs.len()) else {
+            return Vec::new();
+        };
+        let gone: Vec<(T, usize)> = entry.outputs.drain(index..).collect();
+        let added = outputs.iter().map(|(_, bytes)| bytes).sum();
+        entry.outputs.extend(outputs);
+        self.complete(place.offset);
+        self.take_bytes(gone.iter().map(|(_, bytes)| bytes).sum());
+        self.add_bytes(added);
+        gone.into_iter().map(|(output, _)| output).collect()
+    }
+
     /// The first record that has outputs to come: it alone may need room that others hold.
-    pub fn head(&self) -> Option<i64> {
-        self.entries.iter().find(|entry| entry.state == State::Working).map(|entry| entry.offset)
+    pub fn head(&mut self) -> Option<i64> {
+        while self.entries.get(self.settled).is_some_and(|entry| entry.work != Work::Under) {
+            self.settled += 1;
+        }
+        self.entries.get(self.settled).map(|entry| entry.offset)
     }
 
     /// The next output to send, if everything before it is sent.
-    pub fn next_to_send(&mut self) -> Option<&T> {
+    pub fn next_to_send(&mut self) -> Option<(Place, &T)> {
         while let Some(entry) = self.entries.get(self.sent) {
-            if entry.sent < entry.outputs.len() || entry.state != State::Complete {
+            if entry.sent < entry.outputs.len() || entry.work != Work::Complete {
                 break;
             }
             self.sent += 1;
         }
         let entry = self.entries.get(self.sent)?;
-        entry.outputs.get(entry.sent).map(|(output, _)| output)
+        let place = Place { offset: entry.offset, number: entry.committed + entry.sent as u64 };
+        entry.outputs.get(entry.sent).map(|(output, _)| (place, output))
     }
 
     /// Notes that [`next_to_send`](Self::next_to_send) was sent.
@@ -136,22 +222,26 @@ impl<T> Ledger<T> {
         }
     }
 
-    /// The position to commit. None where it has not moved since the last commit.
+    /// The position to commit. `None` if it has not moved since the last commit.
     pub fn position(&mut self) -> Option<Position> {
-        // Records without outputs are behind us once those before them are sent.
+        // A complete record without outputs counts as sent once everything before it is.
         self.next_to_send();
         match self.entries.get(self.sent) {
             Some(entry) if entry.sent > 0 => {
                 Some(Position { offset: entry.offset, outputs: entry.committed + entry.sent as u64 })
             }
-            _ => {
+            Some(_) => {
                 let last = self.entries.get(self.sent.checked_sub(1)?)?;
                 Some(Position { offset: last.offset + 1, outputs: 0 })
+            }
+            None => {
+                let last = self.entries.back().map_or(0, |last| last.offset + 1).max(self.end);
+                (self.sent > 0 || self.end > 0).then_some(Position { offset: last, outputs: 0 })
             }
         }
     }
 
-    /// True where something is sent and not committed.
+    /// Whether something is sent and not committed.
     pub fn has_sent(&self) -> bool {
         self.sent > 0 || self.entries.front().is_some_and(|entry| entry.sent > 0)
     }
@@ -159,20 +249,30 @@ impl<T> Ledger<T> {
     /// What was sent is committed: its outputs are handed out in order and forgotten.
     pub fn commit(&mut self) -> Vec<T> {
         let mut committed = Vec::new();
+        let mut bytes = 0;
+        self.settled = self.settled.saturating_sub(self.sent);
         for entry in self.entries.drain(..std::mem::take(&mut self.sent)) {
-            for (output, bytes) in entry.outputs {
-                self.bytes -= bytes;
+            for (output, weight) in entry.outputs {
+                bytes += weight;
                 committed.push(output);
             }
         }
         if let Some(entry) = self.entries.front_mut() {
-            for (output, bytes) in entry.outputs.drain(..std::mem::take(&mut entry.sent)) {
+            for (output, weight) in entry.outputs.drain(..std::mem::take(&mut entry.sent)) {
                 entry.committed += 1;
-                self.bytes -= bytes;
+                bytes += weight;
                 committed.push(output);
             }
         }
+        self.take_bytes(bytes);
         committed
+    }
+
+    /// Notes that the end of the partition at `offset` is committed.
+    pub fn commit_end(&mut self, offset: i64) {
+        if self.end <= offset {
+            self.end = 0;
+        }
     }
 
     /// What was sent is lost with its transaction, and is to be sent again.
@@ -183,9 +283,9 @@ impl<T> Ledger<T> {
         self.sent = 0;
     }
 
-    /// True where nothing more will come of what was taken on: all is committed up to the first abandoned record.
+    /// Whether nothing more will come of what was taken on: all is committed up to the first cancelled record.
     pub fn is_drained(&self) -> bool {
-        self.entries.front().is_none_or(|entry| entry.state == State::Abandoned && entry.outputs.is_empty())
+        self.entries.front().is_none_or(|entry| entry.work == Work::Cancelled && entry.outputs.is_empty())
     }
 
     /// Bytes of the records worked on and of the outputs held.
@@ -218,9 +318,11 @@ mod tests {
             nth: usize,
             bytes: usize,
         },
-        Abandon {
+        Cancel {
             nth: usize,
         },
+        /// What is next to be sent is refused, and another output takes its place and that of all behind it.
+        Replace,
         Send,
         Commit,
         Abort,
@@ -232,7 +334,8 @@ mod tests {
         let step = prop_oneof![
             5 => (1..4i64, 0..100usize, 0..4u64).prop_map(|(gap, bytes, outputs)| Step::Accept { gap, bytes, outputs }),
             12 => (0..8usize, 0..100usize).prop_map(|(nth, bytes)| Step::Work { nth, bytes }),
-            1 => (0..8usize).prop_map(|nth| Step::Abandon { nth }),
+            1 => (0..8usize).prop_map(|nth| Step::Cancel { nth }),
+            1 => Just(Step::Replace),
             8 => Just(Step::Send),
             3 => Just(Step::Commit),
             1 => Just(Step::Abort),
@@ -283,15 +386,28 @@ mod tests {
             }
         }
 
-        fn abandon(&mut self, nth: usize) {
+        fn cancel(&mut self, nth: usize) {
             if !self.working.is_empty() {
                 let (offset, _) = self.working.remove(nth % self.working.len());
-                self.ledger.abandon(offset);
+                self.ledger.cancel(offset);
+            }
+        }
+
+        /// From now on its record has this output as the last: whoever takes over makes the same of it.
+        fn replace(&mut self) {
+            if let Some((place, &output)) = self.ledger.next_to_send() {
+                let record = self.records.iter_mut().find(|record| record.0 == place.offset).expect("a record");
+                record.1 = place.number + 1;
+                let gone = self.ledger.replace(place, vec![(output, 7)]);
+                assert_eq!(gone.first(), Some(&output));
+                self.working.retain(|(offset, _)| *offset != place.offset);
+                assert!(!self.ledger.add(place.offset, 1, (place.offset, 99)), "it is complete");
             }
         }
 
         fn send(&mut self) {
-            if let Some(&output) = self.ledger.next_to_send() {
+            if let Some((place, &output)) = self.ledger.next_to_send() {
+                assert_eq!((place.offset, place.number), output, "a place is an output's own");
                 self.ledger.mark_sent();
                 self.sent.push(output);
             }
@@ -337,7 +453,8 @@ mod tests {
                         world.accept(offset, bytes);
                     }
                     Step::Work { nth, bytes } => world.work(nth, bytes),
-                    Step::Abandon { nth } => world.abandon(nth),
+                    Step::Cancel { nth } => world.cancel(nth),
+                    Step::Replace => world.replace(),
                     Step::Send => world.send(),
                     Step::Commit => world.commit(),
                     Step::Abort => {
@@ -373,7 +490,7 @@ mod tests {
         ledger.add(0, 1, "first");
         ledger.complete(0);
         ledger.add(1, 1, "half");
-        ledger.abandon(1);
+        ledger.cancel(1);
         assert!(!ledger.is_drained());
         while ledger.next_to_send().is_some() {
             ledger.mark_sent();

@@ -1,10 +1,8 @@
-//! Which stages a process runs, and so which topics it reads and writes.
+//! Which stages a process runs, and so what it reads and writes.
 
 use std::{fmt, str::FromStr};
 
 use tonearm_schemas::{block::BlockKind, reject::Stage};
-
-use super::Topics;
 
 /// A run of stages without a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,25 +26,7 @@ impl Stages {
         self.first <= stage && stage <= self.last
     }
 
-    /// The topic its records are read from.
-    pub fn input(self, topics: &Topics) -> &str {
-        match self.first {
-            Stage::Decode => &topics.audio,
-            Stage::Features => &topics.pcm,
-            Stage::Infer => &topics.features,
-        }
-    }
-
-    /// The topic its results go to; rejects go to `topics.rejected`.
-    pub fn output(self, topics: &Topics) -> &str {
-        match self.last {
-            Stage::Decode => &topics.pcm,
-            Stage::Features => &topics.features,
-            Stage::Infer => &topics.predictions,
-        }
-    }
-
-    /// The blocks it reads; None where it reads encoded tracks.
+    /// The blocks it reads; `None` if it reads encoded tracks.
     pub fn reads(self) -> Option<BlockKind> {
         match self.first {
             Stage::Decode => None,
@@ -55,7 +35,7 @@ impl Stages {
         }
     }
 
-    /// The blocks it writes; None where it writes predictions.
+    /// The blocks it writes; `None` if it writes predictions.
     pub fn writes(self) -> Option<BlockKind> {
         match self.last {
             Stage::Decode => Some(BlockKind::Pcm),

@@ -1,0 +1,215 @@
+//! Partitions come and go: what the group has decided is carried out here, in the loop's thread, once the shards are ready
+//! for it.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Instant,
+};
+
+use crossbeam_channel::{Receiver, Sender};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::{
+    input::Input,
+    ledger::Tally,
+    shard::{Phase, Shard},
+    whereabouts::{Answer, Question, Start},
+};
+use crate::telemetry::metrics;
+
+/// The shards of this process, and the changes that are not carried out yet.
+pub struct Partitions {
+    /// By partition.
+    pub shards: BTreeMap<i32, Shard>,
+    /// Bytes in all ledgers.
+    pub tally: Tally,
+    /// Partitions that are ours once it is known where the group is, by the number of the question.
+    assigned: VecDeque<(u64, TopicPartitionList)>,
+    /// Partitions that go back to the group once their shards are done.
+    revoked: Vec<TopicPartitionList>,
+    questions: Sender<Question>,
+    answers: Receiver<Answer>,
+    /// Assignments and questions so far.
+    count: u64,
+}
+
+/// A partition for which librdkafka has no queue.
+#[derive(Debug)]
+pub struct NoQueue(pub i32);
+
+impl Partitions {
+    pub fn new(questions: Sender<Question>, answers: Receiver<Answer>) -> Self {
+        Self {
+            shards: BTreeMap::new(),
+            tally: Tally::default(),
+            assigned: VecDeque::new(),
+            revoked: Vec::new(),
+            questions,
+            answers,
+            count: 0,
+        }
+    }
+
+    /// Answers for [`start`](Self::start).
+    pub fn answers(&self) -> &Receiver<Answer> {
+        &self.answers
+    }
+
+    /// New partitions. It is asked where the group is, unless the process is `stopping`: nothing is read before that is known.
+    ///
+    /// # Errors
+    /// One has no queue.
+    pub fn assign(&mut self, input: &mut Input, partitions: TopicPartitionList, stopping: bool) -> Result<(), NoQueue> {
+        let numbers = numbers(&partitions);
+        if numbers.is_empty() {
+            // The group only wants to hear that this is settled.
+            self.take_up(input, &partitions);
+            return Ok(());
+        }
+        for &partition in &numbers {
+            self.count += 1;
+            if !input.open(partition) {
+                return Err(NoQueue(partition));
+            }
+            self.shards.insert(partition, Shard::new(self.count, partition, &self.tally));
+        }
+        metrics::rebalanced("assigned", &numbers, self.shards.len());
+        if stopping {
+            self.drain(&numbers, Instant::now());
+            self.take_up(input, &partitions);
+        } else {
+            self.count += 1;
+            // It ends after the loop.
+            let _ = self.questions.send(Question { id: self.count, partitions: numbers });
+            self.assigned.push_back((self.count, partitions));
+        }
+        Ok(())
+    }
+
+    /// Takes partitions up from where the group is.
+    pub fn start(&mut self, input: &mut Input, answer: Answer) {
+        // Partitions that were lost meanwhile are not asked for any more.
+        let Some(at) = self.assigned.iter().position(|(id, _)| *id == answer.id) else { return };
+        let Some((_, partitions)) = self.assigned.remove(at) else { return };
+        let mut from = TopicPartitionList::new();
+        for Start { partition, from: position, end, deleted } in answer.starts {
+            let Some(shard) = self.shards.get_mut(&partition) else { continue };
+            if let Err(error) = from.add_partition_offset(input.topic(), partition, Offset::Offset(position.offset)) {
+                tracing::error!("partition {partition}: {error}");
+            }
+            tracing::debug!(partition, ?position, "taken up");
+            if !deleted.is_empty() {
+                metrics::skipped(input.topic(), partition, &deleted);
+            }
+            if shard.phase == Phase::Asking {
+                shard.phase = Phase::Consuming { from: position };
+            }
+            shard.gauges.committed(position.offset, end);
+        }
+        if from.count() < partitions.count() {
+            tracing::debug!("some of the partitions are gone already");
+        }
+        self.take_up(input, &from);
+    }
+
+    fn take_up(&self, input: &Input, partitions: &TopicPartitionList) {
+        if let Err(error) = input.take_up(partitions) {
+            tracing::error!("partitions cannot be taken up: {error}");
+        }
+    }
+
+    /// Partitions that go back to the group once what was begun is done, at `deadline` at the latest.
+    pub fn revoke(&mut self, partitions: TopicPartitionList, deadline: Instant) {
+        let numbers = numbers(&partitions);
+        metrics::rebalanced("revoked", &numbers, self.shards.len().saturating_sub(numbers.len()));
+        self.drain(&numbers, deadline);
+        self.revoked.push(partitions);
+    }
+
+    /// Partitions that another process already owns: what is held of them is void.
+    pub fn lose(&mut self, input: &Input, partitions: &TopicPartitionList) {
+        let numbers = numbers(partitions);
+        metrics::rebalanced("lost", &numbers, self.shards.len().saturating_sub(numbers.len()));
+        self.forget(&numbers);
+        self.give_back(input, partitions);
+        // Those that were not taken up yet never will be.
+        let lost = |list: &TopicPartitionList| {
+            numbers.iter().any(|number| list.find_partition(input.topic(), *number).is_some())
+        };
+        self.assigned.retain(|(_, assigned)| !lost(assigned));
+    }
+
+    /// Begins no more records of these partitions.
+    pub fn drain(&mut self, partitions: &[i32], deadline: Instant) {
+        for partition in partitions {
+            if let Some(shard) = self.shards.get_mut(partition) {
+                shard.drain(deadline);
+                shard.tracks.leave();
+            }
+        }
+    }
+
+    /// The process ends: nothing is begun any more. The group waits for those that were to be taken up before it takes them
+    /// back.
+    pub fn stop(&mut self, input: &Input, deadline: Instant) {
+        let all: Vec<i32> = self.shards.keys().copied().collect();
+        self.drain(&all, deadline);
+        for (_, partitions) in std::mem::take(&mut self.assigned) {
+            self.take_up(input, &partitions);
+        }
+    }
+
+    /// Whatever tracks make of these shards is of no use from now on.
+    fn forget(&mut self, partitions: &[i32]) {
+        for partition in partitions {
+            if let Some(shard) = self.shards.remove(partition) {
+                shard.lease.revoke();
+            }
+        }
+    }
+
+    fn give_back(&self, input: &Input, partitions: &TopicPartitionList) {
+        if let Err(error) = input.give_back(partitions) {
+            tracing::error!("partitions cannot be given back: {error}");
+        }
+    }
+
+    /// Gives revoked partitions back whose shards are done; returns them.
+    pub fn finish_drains(&mut self, input: &Input) -> Vec<i32> {
+        let now = Instant::now();
+        self.shards.values().filter(|shard| shard.is_late(now)).for_each(|shard| shard.lease.revoke());
+        let mut given_back = Vec::new();
+        for partitions in std::mem::take(&mut self.revoked) {
+            let numbers = numbers(&partitions);
+            if numbers.iter().filter_map(|number| self.shards.get(number)).all(|shard| shard.is_done(now)) {
+                self.forget(&numbers);
+                self.give_back(input, &partitions);
+                given_back.extend(numbers);
+            } else {
+                self.revoked.push(partitions);
+            }
+        }
+        given_back
+    }
+
+    /// The end: whatever tracks still have is of no use. Changes that are not carried out yet are, or the consumer would
+    /// wait for it for ever when it closes.
+    pub fn leave(&mut self, input: &Input) {
+        let records: usize = self.shards.values().map(|shard| shard.ledger.len()).sum();
+        if records > 0 {
+            tracing::info!(records, "records are left to the partitions' next owner");
+        }
+        self.shards.values().for_each(|shard| shard.lease.revoke());
+        for (_, partitions) in std::mem::take(&mut self.assigned) {
+            self.take_up(input, &partitions);
+        }
+        for partitions in std::mem::take(&mut self.revoked) {
+            self.give_back(input, &partitions);
+        }
+    }
+}
+
+/// The numbers of partitions in a list.
+pub fn numbers(partitions: &TopicPartitionList) -> Vec<i32> {
+    partitions.elements().iter().map(|element| element.partition()).collect()
+}

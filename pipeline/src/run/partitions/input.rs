@@ -1,0 +1,132 @@
+//! The input topic, as this process reads it: the consumer, and a queue for each partition, apart from all others. One that
+//! is full is just not read. Partitions are never paused: that would drop what was read ahead.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use rdkafka::{
+    Message, TopicPartitionList,
+    consumer::{CommitMode, Consumer},
+    error::{KafkaError, KafkaResult},
+};
+
+use super::{
+    membership::{self, Change, GroupConsumer, PartitionQueue},
+    positions::{Coordinates, Positions},
+};
+use crate::run::intake::record::Record;
+
+/// Events of the group that are served per turn of the loop. With a zero timeout `poll` returns after each, and says nothing
+/// of whether there are more; with a longer one it would wait on the wall clock, which may be set back.
+const EVENTS: usize = 8;
+
+pub struct Input {
+    consumer: Arc<GroupConsumer>,
+    topic: Arc<str>,
+    queues: BTreeMap<i32, PartitionQueue>,
+    /// Partitions whose queues may hold records.
+    readable: BTreeSet<i32>,
+    filled: (Sender<i32>, Receiver<i32>),
+    wake: Sender<()>,
+}
+
+impl Input {
+    pub fn new(consumer: Arc<GroupConsumer>, topic: &str, wake: Sender<()>) -> Self {
+        Self {
+            consumer,
+            topic: topic.into(),
+            queues: BTreeMap::new(),
+            readable: BTreeSet::new(),
+            filled: unbounded(),
+            wake,
+        }
+    }
+
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    pub fn consumer(&self) -> &GroupConsumer {
+        &self.consumer
+    }
+
+    /// Makes sure that a partition has a queue of its own. Returns `false` if librdkafka has none.
+    pub fn open(&mut self, partition: i32) -> bool {
+        self.readable.insert(partition);
+        if self.queues.contains_key(&partition) {
+            return true;
+        }
+        let Some(mut queue) = self.consumer.split_partition_queue(&self.topic, partition) else { return false };
+        let (filled, wake) = (self.filled.0.clone(), self.wake.clone());
+        queue.set_nonempty_callback(move || {
+            let _ = filled.send(partition);
+            let _ = wake.try_send(());
+        });
+        self.queues.insert(partition, queue);
+        true
+    }
+
+    /// Serves what the group has to say.
+    ///
+    /// # Errors
+    /// The consumer cannot go on.
+    pub fn serve(&mut self, mut trouble: impl FnMut(&KafkaError)) -> KafkaResult<()> {
+        for _ in 0..EVENTS {
+            match self.consumer.poll(Duration::ZERO) {
+                // A record from before its partition had a queue; it is read again from there.
+                Some(Ok(message)) => {
+                    tracing::debug!("offset {} of partition {} came early", message.offset(), message.partition());
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) | None => {}
+                Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => return Err(error),
+                Some(Err(error)) => trouble(&error),
+            }
+        }
+        self.readable.extend(self.filled.1.try_iter());
+        Ok(())
+    }
+
+    pub fn next_change(&self) -> Option<Change> {
+        self.consumer.context().next_change()
+    }
+
+    /// Partitions whose queues may hold records.
+    pub fn readable(&self) -> Vec<i32> {
+        self.readable.iter().copied().collect()
+    }
+
+    /// Looks at every queue again, in case one was filled without a word.
+    pub fn look_again(&mut self) {
+        self.readable.extend(self.queues.keys());
+    }
+
+    /// The next record of a partition. `None` if there is none now.
+    pub fn next(&mut self, partition: i32) -> Option<KafkaResult<Record>> {
+        let message = self.queues.get(&partition).and_then(|queue| queue.poll(Duration::ZERO));
+        match message {
+            Some(Ok(message)) => Some(Ok(Record::of(&self.topic, &message))),
+            Some(Err(error)) => Some(Err(error)),
+            None => {
+                self.readable.remove(&partition);
+                None
+            }
+        }
+    }
+
+    pub fn take_up(&self, partitions: &TopicPartitionList) -> KafkaResult<()> {
+        membership::assign(&self.consumer, partitions)
+    }
+
+    pub fn give_back(&self, partitions: &TopicPartitionList) -> KafkaResult<()> {
+        membership::unassign(&self.consumer, partitions)
+    }
+
+    /// Tells the group where it is, outside of any transaction.
+    pub fn commit(&self, at: &Coordinates, positions: &Positions) -> KafkaResult<()> {
+        self.consumer.commit(&at.to_list(positions)?, CommitMode::Async)
+    }
+}
