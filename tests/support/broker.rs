@@ -24,7 +24,7 @@ use super::chance;
 static CLUSTER: OnceLock<Cluster> = OnceLock::new();
 
 /// The addresses for the tests' own clients, which have every right. One broker is started at the first call, and ends
-/// with the tests however they end: the same for all test programs of a `cargo test`, or one for this program where it was
+/// with the tests however they end: the same for all test programs of a `cargo test`, or one for this program if it was
 /// started by hand.
 pub fn brokers() -> &'static str {
     &cluster().addresses
@@ -76,7 +76,7 @@ pub struct Kind {
     pub version: Version,
     /// 1 or 3.
     pub brokers: u32,
-    /// As many copies of what is needed for transactions as Kafka wants by default, 3: no transaction starts on one broker.
+    /// As many copies of transactions' states as Kafka wants by default, 3: on one broker no transaction can start.
     pub stock: bool,
     /// Whether clients need TLS, SASL and rights, see [`Cluster::properties`]. The tests' own clients do not.
     pub secure: Option<Certificate>,
