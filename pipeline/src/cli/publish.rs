@@ -60,6 +60,7 @@ pub fn main(global: &Global, args: &PublishArgs) -> CommandResult {
         bar.set_style(style);
     }
 
+    kafka::reach(&config.kafka)?;
     let mut client = kafka::client_config(&config.kafka);
     client
         .set("enable.idempotence", "true")
@@ -70,7 +71,7 @@ pub fn main(global: &Global, args: &PublishArgs) -> CommandResult {
     let failures = Arc::clone(&deliveries.failures);
     let producer: ThreadedProducer<Deliveries> =
         kafka::with_properties(client, &config.kafka).create_with_context(deliveries).map_err(CommandError::failed)?;
-    kafka::partitions(producer.client(), &config.kafka, topic).map_err(CommandError::failed)?;
+    kafka::partitions(producer.client(), &config.kafka, topic)?;
 
     let mut published = 0;
     for file in &files {

@@ -12,7 +12,8 @@ use tonearm_schemas::reject::Stage;
 
 use super::{CommandError, CommandResult, Global, flag, model_flags, predict::load};
 use crate::{
-    run,
+    kafka,
+    run::{self, RunError},
     telemetry::{
         admin::{self, Health},
         log, metrics,
@@ -43,6 +44,9 @@ pub struct RunArgs {
     /// Stages this process runs, without a gap [default: decode,features,infer]
     #[arg(long, value_name = "STAGES")]
     stages: Option<String>,
+    /// End if no broker answers within 10 s, instead of waiting for one
+    #[arg(long)]
+    exit_if_unreachable: bool,
 }
 
 pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
@@ -72,7 +76,7 @@ pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
         None => None,
     };
 
-    let found = repository::find(&config.models_dir, &config.model).map_err(CommandError::failed)?;
+    let found = repository::find(&config.models_dir, &config.model)?;
     let model = if config.runtime.stages.has(Stage::Infer) {
         let model = load(&found, config.precision)?;
         tracing::info!(
@@ -89,7 +93,13 @@ pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
     health.model_warm.store(true, Ordering::Relaxed);
     let tagger = Tagger::new(config.runtime.stages, model, found.manifest, config.output, config.limits);
     let tagger = Arc::new(tagger);
-    let result = run::run(&config, &tagger, &health, &stop).map_err(CommandError::failed);
+    let result = kafka::wait_for_brokers(&config.kafka, args.exit_if_unreachable, &stop)
+        .map_err(RunError::from)
+        .and_then(|()| if stop.load(Ordering::Relaxed) { Ok(()) } else { run::run(&config, &tagger, &health, &stop) })
+        .map_err(|error| match error {
+            RunError::Client(error) => error.into(),
+            other => CommandError::failed(other),
+        });
     if let Some(admin) = admin {
         admin.shutdown_background();
     }
