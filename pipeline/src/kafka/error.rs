@@ -86,6 +86,7 @@ fn refusal(error: &KafkaError) -> String {
                 format!("{name:?} = {value:?} is a value that it does not take (kafka.properties)")
             }
         }
+        KafkaError::ClientCreation(reason) => format!("{reason} (kafka.properties)"),
         other => other.to_string(),
     }
 }

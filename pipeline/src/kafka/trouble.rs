@@ -91,7 +91,10 @@ impl Troubles {
 
     fn hear(&self, code: Option<RDKafkaErrorCode>, reason: &str) {
         if let Some(trouble) = Trouble::parse(code, reason) {
-            self.heard().troubles.insert(trouble.broker.clone(), trouble);
+            let mut heard = self.heard();
+            let before = heard.troubles.get(&trouble.broker).filter(|before| before.kind == trouble.kind);
+            let times = before.map_or(1, |before| before.times + 1);
+            heard.troubles.insert(trouble.broker.clone(), Trouble { times, ..trouble });
         }
     }
 
@@ -125,6 +128,8 @@ struct Trouble {
     broker: String,
     kind: Kind,
     reason: String,
+    /// How often it came in a row.
+    times: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,9 +137,10 @@ enum Kind {
     Other,
     Resolve,
     Credentials,
-    LoginExpected,
     NoLoginExpected,
-    /// The broker closed the connection when it was first asked something without TLS.
+    /// The broker closed a connection without login when it was first asked for more than its versions.
+    ClosedBeforeLogin,
+    /// The broker closed a connection without TLS when it was asked for its versions.
     ClosedOnPlain,
     /// What came back was no TLS.
     ClosedOnTls,
@@ -144,42 +150,44 @@ enum Kind {
 }
 
 impl Trouble {
-    /// Reads `127.0.0.1:9092/bootstrap: Connect to ipv4#127.0.0.1:9092 failed: Connection refused (after 0ms in state
+    /// Reads `ssl://127.0.0.1:9092/bootstrap: Connect to ipv4#127.0.0.1:9092 failed: Connection refused (after 0ms in state
     /// CONNECT)`. None if it is about no broker.
     fn parse(code: Option<RDKafkaErrorCode>, text: &str) -> Option<Self> {
         let (name, text) = text.split_once(": ")?;
         let (address, _) = name.rsplit_once('/')?;
-        let broker = address.rsplit_once("://").map_or(address, |(_, address)| address).to_owned();
-        let text = text.split(" (after ").next().unwrap_or(text);
+        let (protocol, broker) = address.split_once("://").unwrap_or(("plaintext", address));
+        let (text, state) = text.split_once(" (after ").unwrap_or((text, ""));
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+        let in_state = |name: &str| state.split_once("in state ").is_some_and(|(_, state)| state.starts_with(name));
+        let closed = says(&["Disconnected"]);
         let kind = if code == Some(RDKafkaErrorCode::Resolve) {
             Kind::Resolve
         } else if says(&["Request not valid in current SASL state"]) {
             Kind::NoLoginExpected
         } else if code == Some(RDKafkaErrorCode::Authentication) {
             Kind::Credentials
-        } else if says(&["might require SASL"]) {
-            Kind::LoginExpected
-        } else if says(&["connecting to a SSL listener?", "Invalid response size"]) {
+        } else if closed && in_state("UP") && !protocol.starts_with("sasl") {
+            Kind::ClosedBeforeLogin
+        } else if (closed && in_state("APIVERSION_QUERY") && protocol == "plaintext")
+            || says(&["Invalid response size"])
+        {
             Kind::ClosedOnPlain
-        } else if says(&["PLAINTEXT broker listener?", "wrong version number", "unexpected eof", "http request"]) {
+        } else if (closed && in_state("SSL_HANDSHAKE")) || says(&["wrong version number", "unexpected eof"]) {
             Kind::ClosedOnTls
         } else if says(&["certificate verify failed", "verify broker certificate", "did not provide a certificate"]) {
             Kind::Certificate
-        } else if says(&["alert"]) && says(&["certificate", "unknown ca"]) || says(&["client SSL authentication"]) {
+        } else if says(&["alert"]) && says(&["certificate", "unknown ca"]) {
             Kind::OurCertificate
         } else if code == Some(RDKafkaErrorCode::SSL) {
             Kind::Tls
         } else {
             Kind::Other
         };
-        let known = ["SASL authentication error: ", "SASL authentication failure: "];
-        let reason = known.iter().find_map(|known| text.split_once(known)).map(|(_, reason)| reason);
-        let reason = reason.or_else(|| text.split_once(" failed: ").map(|(_, reason)| reason));
-        let reason = reason.or_else(|| {
-            text.starts_with("Failed to resolve").then(|| text.split_once("': ")).flatten().map(|(_, r)| r)
-        });
-        Some(Self { broker, kind, reason: reason.unwrap_or(text).trim_end_matches(['.', ' ']).to_owned() })
+        // What stands before the reason says what was tried, which the kind says as well.
+        let steps = ["SASL authentication error: ", "SASL authentication failure: ", "': ", " failed: "];
+        let reason = steps.iter().find_map(|step| text.split_once(step)).map_or(text, |(_, reason)| reason);
+        let reason = if closed { "it closes the connection" } else { reason.trim_end_matches(['.', ' ']) };
+        Some(Self { broker: broker.to_owned(), kind, reason: reason.to_owned(), times: 1 })
     }
 
     fn cause(&self, kafka: &Kafka) -> Cause {
@@ -189,20 +197,22 @@ impl Trouble {
             Kind::Other => Cause::Unreachable { broker, reason },
             Kind::Resolve => Cause::UnknownHost { broker, reason },
             Kind::Credentials => Cause::Credentials { broker, reason },
-            Kind::LoginExpected => {
+            // Once may be a broker that is just stopping.
+            Kind::ClosedBeforeLogin if self.times > 1 => {
                 Cause::LoginExpected { broker, wanted: if tls { "sasl_ssl" } else { "sasl_plaintext" } }
             }
+            Kind::ClosedBeforeLogin => Cause::Unreachable { broker, reason },
             Kind::NoLoginExpected => Cause::NoLoginExpected { broker, wanted: if tls { "ssl" } else { "plaintext" } },
             Kind::OurCertificate => Cause::OurCertificate { broker, reason },
             Kind::Tls => Cause::Tls { broker, reason },
             // These look alike for a broker that is just starting behind a proxy: the broker itself says which it is.
             Kind::ClosedOnPlain => match handshake::look(&broker, kafka) {
                 Peer::Tls { .. } => Cause::TlsExpected { broker },
-                _ => Cause::Unreachable { broker, reason: "it closes the connection".to_owned() },
+                _ => Cause::Unreachable { broker, reason },
             },
             Kind::ClosedOnTls => match handshake::look(&broker, kafka) {
                 Peer::Plain => Cause::NoTls { broker },
-                _ => Cause::Unreachable { broker, reason: "it closes the connection".to_owned() },
+                _ => Cause::Unreachable { broker, reason },
             },
             // librdkafka does not say what is wrong with a certificate.
             Kind::Certificate => match handshake::look(&broker, kafka) {
@@ -266,20 +276,23 @@ mod tests {
     fn connections_that_are_closed_are_told_apart() {
         for (text, kind) in [
             (
-                "h:9093/bootstrap: Disconnected: requesting ApiVersion: might be caused by incorrect security.protocol \
-                 configuration (connecting to a SSL listener?) or broker version is < 0.10 (see api.version.request)",
+                "h:1/bootstrap: Disconnected: connection closed by peer (after 0ms in state APIVERSION_QUERY)",
                 Kind::ClosedOnPlain,
             ),
             (
-                "h:9093/bootstrap: Disconnected: verify that security.protocol is correctly configured, broker might require \
-                 SASL authentication (after 96ms in state UP)",
-                Kind::LoginExpected,
+                "h:1/bootstrap: Invalid response size 352518912 (0..100000000): increase receive.message.max.bytes",
+                Kind::ClosedOnPlain,
             ),
+            ("h:1/bootstrap: Disconnected: receive 0 after POLLIN (after 96ms in state UP)", Kind::ClosedBeforeLogin),
             (
-                "ssl://h:9092/bootstrap: SSL handshake failed: Disconnected: connecting to a PLAINTEXT broker listener?",
+                "ssl://h:1/bootstrap: Disconnected: SSL connection closed by peer (after 2ms in state SSL_HANDSHAKE)",
                 Kind::ClosedOnTls,
             ),
-            ("h:9092/1: Disconnected (after 9ms in state UP)", Kind::Other),
+            (
+                "ssl://h:1/bootstrap: Disconnected: SSL connection closed by peer (after 0ms in state APIVERSION_QUERY)",
+                Kind::Other,
+            ),
+            ("sasl_ssl://h:1/1: Disconnected (after 9ms in state UP)", Kind::Other),
         ] {
             assert_eq!(parsed(None, text).0, kind, "{text}");
         }
