@@ -84,17 +84,21 @@ fn pretty(finding: &Finding) -> String {
 
 /// Loads the model, which checks its hash, shape and labels. Processes without `infer` only need its front end.
 fn model(config: &Config) -> Finding {
-    let about = format!("model {}", config.model);
+    let about = "model";
     let found = match repository::find(&config.models_dir, &config.model) {
         Ok(found) => found,
-        Err(error) => return Finding::fail(about, error, "tonearm models import, or set models.dir"),
+        Err(error) => {
+            let text = error.to_string();
+            let (says, cure) = text.split_once("; ").unwrap_or((&text, "tonearm models import makes it again"));
+            return Finding::fail(about, says, cure);
+        }
     };
-    let version = &found.manifest.version;
+    let name = format!("{}@{}", found.manifest.name, found.manifest.version);
     if !config.runtime.stages.has(Stage::Infer) {
-        return Finding::ok(about, format_args!("version {version} is there"));
+        return Finding::ok(about, format_args!("{name} is there"));
     }
     match predict::load(&found, config.precision) {
-        Ok(model) => Finding::ok(about, format_args!("version {version} is whole, engine {}", model.engine())),
+        Ok(model) => Finding::ok(about, format_args!("{name} is whole, engine {}", model.engine())),
         Err(error) => Finding::fail(about, error, "tonearm models import makes it again"),
     }
 }

@@ -21,7 +21,7 @@ use tonearm_schemas::{prediction::Prediction, reject::header};
 use super::{CommandError, CommandResult, Global, paint};
 use crate::{
     config::Config,
-    kafka::{self, FIRST_ANSWER, Logged},
+    kafka::{self, Access, FIRST_ANSWER, Logged},
     telemetry::log,
 };
 
@@ -74,7 +74,7 @@ pub fn main(global: &Global, args: &TailArgs) -> CommandResult {
 
 /// A consumer of all partitions of `topics`, outside any group, that sees what is committed.
 pub fn follow(config: &Config, topics: &[&str], start: Offset) -> Result<BaseConsumer<Logged>, CommandError> {
-    kafka::reach(&config.kafka)?;
+    kafka::reach_topics(&config.kafka, Access::Read, topics)?;
     let mut client = kafka::client_config(&config.kafka);
     client
         // librdkafka wants a name; without subscriptions and commits no group comes of it.

@@ -81,7 +81,7 @@ pub fn main(global: &Global, command: &TopicsCommand) -> CommandResult {
         }
     }
     let Some((name, code)) = failed.pop() else { return wait_for_leaders(cluster.admin(), &new) };
-    let not_created = |name: &str, code| format!("topic {name} cannot be created: {}", reason(code));
+    let not_created = |name: &str, code| format!("topic {name} cannot be created: {}", reason(&config, code));
     let needs_a_person = failed.iter().all(|(_, code)| is_for_good(*code)) && is_for_good(code);
     for (name, code) in &failed {
         say::problem(not_created(name, *code));
@@ -175,10 +175,13 @@ fn is_for_good(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-fn reason(code: RDKafkaErrorCode) -> String {
+fn reason(config: &Config, code: RDKafkaErrorCode) -> String {
     match code {
         RDKafkaErrorCode::ClusterAuthorizationFailed | RDKafkaErrorCode::TopicAuthorizationFailed => {
-            "there is no right to; an administrator grants CREATE on it (kafka-acls --add) or makes it".to_owned()
+            let user = kafka::user(&config.kafka);
+            format!(
+                "{user} has no right to CREATE it; an administrator grants it (kafka-acls --add), or makes the topic"
+            )
         }
         RDKafkaErrorCode::InvalidReplicationFactor => {
             "there are not as many brokers as copies are asked for (topics.replication)".to_owned()

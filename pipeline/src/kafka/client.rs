@@ -13,7 +13,7 @@ use rdkafka::{
     util::Timeout,
 };
 
-use super::{ClientError, FIRST_ANSWER};
+use super::{ClientError, FIRST_ANSWER, raw_admin::Access};
 use crate::config::Kafka;
 
 /// When it was last said that no broker can be reached, and after how long it is worth saying again.
@@ -57,13 +57,15 @@ pub fn partitions<C: ClientContext>(client: &Client<C>, kafka: &Kafka, topic: &s
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     let partitions = found.map_or(0, |found| found.partitions().len());
     match found.and_then(|found| found.error()) {
-        Some(error) => Err(ClientError::of_topic(kafka, topic, error.into())),
-        None if partitions == 0 => Err(ClientError::of_topic(kafka, topic, RDKafkaErrorCode::UnknownTopic)),
+        Some(error) => Err(ClientError::of_topic(kafka, topic, Access::Read, error.into())),
+        None if partitions == 0 => {
+            Err(ClientError::of_topic(kafka, topic, Access::Read, RDKafkaErrorCode::UnknownTopic))
+        }
         None => Ok(partitions),
     }
 }
 
-/// Sends librdkafka's own log lines to ours.
+/// The context of clients that are in no group: it sends librdkafka's own log lines to ours.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Logged;
 
@@ -73,7 +75,10 @@ impl ClientContext for Logged {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        log_error(&error, reason);
+        // librdkafka looks for the coordinator of a group all the same.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::GroupAuthorizationFailed) {
+            log_error(&error, reason);
+        }
     }
 
     fn stats(&self, _: Statistics) {}

@@ -10,8 +10,8 @@ use rdkafka::{
 
 use super::{
     ClientError, FIRST_ANSWER, Logged, client_config,
-    raw_admin::{self, Broker, Rights, Topic},
-    with_properties,
+    raw_admin::{self, Access, Broker, Rights, Topic},
+    reach, with_properties,
 };
 use crate::config::Kafka;
 
@@ -53,6 +53,18 @@ impl<'a> Cluster<'a> {
         raw_admin::topics(self.admin.inner(), names, PATIENCE).map_err(|e| unreachable(self.kafka, e))
     }
 
+    /// # Errors
+    /// One of `topics` does not exist, or we may not do this with it; or the brokers do not answer any more.
+    pub fn allows(&self, access: Access, topics: &[&str]) -> Result<(), ClientError> {
+        for (name, topic) in topics.iter().zip(self.topics(topics)?) {
+            let topic = topic.map_err(|code| ClientError::of_topic(self.kafka, name, access, code))?;
+            if topic.rights.forbid(access) {
+                return Err(ClientError::forbidden(self.kafka, access.as_str(), format!("topic {name}")));
+            }
+        }
+        Ok(())
+    }
+
     /// What we may do with the group.
     ///
     /// # Errors
@@ -82,6 +94,15 @@ impl<'a> Cluster<'a> {
         let entries = found.ok().and_then(|mut resources| resources.pop()?.ok()).map(|resource| resource.entries);
         entries.into_iter().flatten().filter_map(|entry| Some((entry.name, entry.value?))).collect()
     }
+}
+
+/// [`reach`](super::reach), and sees to it that all `topics` can be read or written.
+///
+/// # Errors
+/// No broker answers, one of `topics` does not exist, or we may not do this with it.
+pub fn reach_topics(kafka: &Kafka, access: Access, topics: &[&str]) -> Result<(), ClientError> {
+    reach(kafka)?;
+    Cluster::connect(kafka)?.allows(access, topics)
 }
 
 fn unreachable(kafka: &Kafka, source: KafkaError) -> ClientError {

@@ -2,7 +2,7 @@
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use super::{FIRST_ANSWER, client::property, trouble::Cause};
+use super::{FIRST_ANSWER, client::property, raw_admin::Access, trouble::Cause};
 use crate::config::Kafka;
 
 #[derive(Debug, thiserror::Error)]
@@ -48,14 +48,16 @@ impl ClientError {
         }
     }
 
-    /// What an error of a topic's metadata means.
-    pub(super) fn of_topic(kafka: &Kafka, topic: &str, code: RDKafkaErrorCode) -> Self {
+    /// What an error of a topic's metadata means. Who may read or write a topic may describe it.
+    pub(super) fn of_topic(kafka: &Kafka, topic: &str, wanted: Access, code: RDKafkaErrorCode) -> Self {
         let (topic, brokers) = (topic.to_owned(), kafka.brokers.clone());
         match code {
             RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
                 Self::NoTopic { topic, brokers }
             }
-            RDKafkaErrorCode::TopicAuthorizationFailed => Self::forbidden(kafka, "DESCRIBE", format!("topic {topic}")),
+            RDKafkaErrorCode::TopicAuthorizationFailed => {
+                Self::forbidden(kafka, wanted.as_str(), format!("topic {topic}"))
+            }
             source => Self::Topic { topic, brokers, source },
         }
     }
@@ -66,7 +68,7 @@ impl ClientError {
 }
 
 /// Whom the brokers take us for.
-pub(super) fn user(kafka: &Kafka) -> String {
+pub fn user(kafka: &Kafka) -> String {
     ["sasl.username", "sasl.user.name"]
         .iter()
         .find_map(|name| property(kafka, name))

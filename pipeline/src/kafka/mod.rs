@@ -14,10 +14,11 @@ mod trouble;
 use std::time::Duration;
 
 pub use client::{Logged, client_config, log, log_error, partitions, with_properties};
-pub use cluster::Cluster;
+pub use cluster::{Cluster, reach_topics};
 pub use contact::{reach, wait_for_brokers};
-pub use error::ClientError;
+pub use error::{ClientError, user};
 pub use preflight::{Finding, Level, preflight};
+pub use raw_admin::Access;
 pub use transactions::why_no_transactions;
 pub use trouble::{Cause, Troubles};
 

@@ -9,7 +9,7 @@ use super::{
     ClientError, OVERHEAD_BYTES,
     cluster::{Cluster, Settings},
     error::user,
-    raw_admin::Topic,
+    raw_admin::{Access, Topic},
     transactions,
 };
 use crate::config::{Config, Delivery, GroupProtocol};
@@ -71,7 +71,7 @@ pub fn preflight(config: &Config) -> Result<Vec<Finding>, ClientError> {
 /// A topic as it is, beside what it is for.
 struct Seen<'a> {
     name: &'a str,
-    reads: bool,
+    access: Access,
     topic: Topic,
     settings: Settings,
 }
@@ -98,17 +98,17 @@ fn topics(
     found: &mut Vec<Finding>,
 ) -> Result<(), ClientError> {
     let (input, output, rejected) = (config.input_topic(), config.output_topic(), config.topics.rejected.as_str());
-    let mut wanted = vec![(input, true), (output, false), (rejected, false)];
+    let mut wanted = vec![(input, Access::Read), (output, Access::Write), (rejected, Access::Write)];
     if config.runtime.stages.reads().is_some() {
         // Rejects are complete: the original record is read again for them.
-        wanted.push((&config.topics.audio, true));
+        wanted.push((&config.topics.audio, Access::Read));
     }
     let names: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
     let mut seen = Vec::new();
-    for ((name, reads), answer) in wanted.iter().zip(cluster.topics(&names)?) {
+    for ((name, access), answer) in wanted.iter().zip(cluster.topics(&names)?) {
         match answer {
-            Ok(topic) => seen.push(Seen { name, reads: *reads, topic, settings: cluster.topic_settings(name) }),
-            Err(code) => found.push(missing(config, name, *reads, code)),
+            Ok(topic) => seen.push(Seen { name, access: *access, topic, settings: cluster.topic_settings(name) }),
+            Err(code) => found.push(missing(config, name, *access, code)),
         }
     }
     for topic in &seen {
@@ -122,12 +122,12 @@ fn topics(
             found.push(Finding::warn(
                 topic.about(),
                 "its settings may not be seen, so its limits are not checked",
-                acl(config, "DescribeConfigs", &format!("--topic {}", topic.name)),
+                acl(config, "DESCRIBE_CONFIGS", &format!("--topic {}", topic.name)),
             ));
         }
         if found.len() == before {
             let count = topic.topic.partitions.len();
-            let can = if topic.reads { "can be read" } else { "can be written" };
+            let can = if topic.access == Access::Read { "can be read" } else { "can be written" };
             found.push(Finding::ok(topic.about(), format_args!("{count} partitions, {can}")));
         }
     }
@@ -145,17 +145,13 @@ fn topics(
     Ok(())
 }
 
-fn missing(config: &Config, name: &str, reads: bool, code: RDKafkaErrorCode) -> Finding {
+fn missing(config: &Config, name: &str, access: Access, code: RDKafkaErrorCode) -> Finding {
     let about = format!("topic {name}");
     match code {
         RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition => {
             Finding::fail(about, "does not exist", "tonearm topics create")
         }
-        RDKafkaErrorCode::TopicAuthorizationFailed => {
-            let operation = if reads { "Read" } else { "Write" };
-            let says = format!("{} has no right to it", user(&config.kafka));
-            Finding::fail(about, says, acl(config, operation, &format!("--topic {name}")))
-        }
+        RDKafkaErrorCode::TopicAuthorizationFailed => forbidden(config, name, access),
         code => Finding::fail(about, code, "see the brokers' logs"),
     }
 }
@@ -168,20 +164,22 @@ fn acl(config: &Config, operation: &str, resource: &str) -> String {
 }
 
 fn rights(config: &Config, topic: &Seen<'_>, found: &mut Vec<Finding>) {
-    let (allowed, operation) =
-        if topic.reads { (topic.topic.rights.read(), "Read") } else { (topic.topic.rights.write(), "Write") };
-    if !allowed {
-        let says = format!("{} has no right to {} it", user(&config.kafka), operation.to_lowercase());
-        let cure = acl(config, operation, &format!("--topic {}", topic.name));
-        found.push(Finding::fail(topic.about(), says, cure));
+    if topic.topic.rights.forbid(topic.access) {
+        found.push(forbidden(config, topic.name, topic.access));
     }
+}
+
+fn forbidden(config: &Config, topic: &str, access: Access) -> Finding {
+    let operation = access.as_str();
+    let says = format!("{} has no right to {operation} it", user(&config.kafka));
+    Finding::fail(format_args!("topic {topic}"), says, acl(config, operation, &format!("--topic {topic}")))
 }
 
 /// What is written must be able to reach enough copies.
 fn copies(topic: &Seen<'_>, found: &mut Vec<Finding>) {
     let fewest = topic.topic.partitions.iter().map(|partition| partition.replicas).min().unwrap_or(0);
     let wanted = topic.number("min.insync.replicas").and_then(|wanted| usize::try_from(wanted).ok()).unwrap_or(0);
-    if !topic.reads && fewest < wanted {
+    if topic.access == Access::Write && fewest < wanted {
         let says = format!("cannot be written: it has {fewest} copies and min.insync.replicas is {wanted}");
         found.push(Finding::fail(topic.about(), says, topic.set("min.insync.replicas", fewest)));
     }
@@ -306,15 +304,15 @@ fn group(
     let group = &config.kafka.group_id;
     let about = format!("group {group}");
     let allowed = match cluster.group(group) {
-        Ok(rights) => rights.read(),
+        Ok(rights) => !rights.forbid(Access::Read),
         Err(ClientError::Forbidden { .. }) => false,
         Err(error) => return Err(error),
     };
     if allowed {
         found.push(Finding::ok(&about, "can be joined"));
     } else {
-        let says = format!("{} has no right to join it", user(&config.kafka));
-        found.push(Finding::fail(&about, says, acl(config, "Read", &format!("--group {group}"))));
+        let says = format!("{} has no right to READ it, which is to join it", user(&config.kafka));
+        found.push(Finding::fail(&about, says, acl(config, "READ", &format!("--group {group}"))));
     }
     // What brokers of 3.7 and later have; those before know no other protocol than the classic one.
     let protocols = brokers.get("group.coordinator.rebalance.protocols").map(String::as_str);
@@ -348,7 +346,7 @@ fn transactional(
         found.push(Finding::warn(
             about,
             "whether it may be used cannot be asked without taking it from a process that runs",
-            acl(config, "Write --operation Describe", &format!("--transactional-id {id}")),
+            acl(config, "WRITE --operation DESCRIBE", &format!("--transactional-id {id}")),
         ));
     }
     Ok(())

@@ -36,17 +36,35 @@ pub struct Broker {
     pub address: String,
 }
 
+/// Operations that need a right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    Write,
+}
+
+impl Access {
+    /// Kafka's word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "READ",
+            Self::Write => "WRITE",
+        }
+    }
+}
+
 /// What we may do. Without an authorizer on the brokers that is everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rights(Vec<u32>);
 
 impl Rights {
-    pub fn read(&self) -> bool {
-        self.has(Operation::RD_KAFKA_ACL_OPERATION_READ)
-    }
-
-    pub fn write(&self) -> bool {
-        self.has(Operation::RD_KAFKA_ACL_OPERATION_WRITE)
+    /// False if the brokers do not tell about rights: whoever may describe something has at least the right to that.
+    pub fn forbid(&self, access: Access) -> bool {
+        let operation = match access {
+            Access::Read => Operation::RD_KAFKA_ACL_OPERATION_READ,
+            Access::Write => Operation::RD_KAFKA_ACL_OPERATION_WRITE,
+        };
+        !self.0.is_empty() && !self.has(operation)
     }
 
     /// Of the cluster: only administrators have it, and they may do anything.

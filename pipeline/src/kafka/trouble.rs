@@ -168,7 +168,7 @@ impl Trouble {
             Kind::Credentials
         } else if closed && in_state("UP") && !protocol.starts_with("sasl") {
             Kind::ClosedBeforeLogin
-        } else if (closed && in_state("APIVERSION_QUERY") && protocol == "plaintext")
+        } else if (closed && in_state("APIVERSION_QUERY") && !protocol.ends_with("ssl"))
             || says(&["Invalid response size"])
         {
             Kind::ClosedOnPlain
