@@ -2,8 +2,9 @@
 //! longer.
 
 use tonearm_tests::{
+    broker::Version,
     chance,
-    chaos::{Options, Protocol, run},
+    chaos::{Options, run},
 };
 
 #[test]
@@ -12,8 +13,14 @@ fn every_record_has_its_one_result_whatever_goes_wrong() {
     let seed = seed.unwrap_or_else(chance::seed);
     println!("TONEARM_TEST_SEED={seed}");
     // As many as there are cards in the deck: each kind at least once.
-    let report =
-        run(Options { seed, disturbances: 13, brokers: 1, protocol: Protocol::Consumer, spare_brokers: false });
+    let report = run(Options {
+        seed,
+        disturbances: 13,
+        brokers: 1,
+        kafka: Version::chosen(),
+        protocol: None,
+        spare_brokers: false,
+    });
     println!("{report}");
     assert!(report.is_exact(), "see above, and what the workers said in target/chaos/{seed}");
 }

@@ -78,7 +78,7 @@ impl Report {
     fn promises(&self) -> [(&'static str, Vec<Duration>, Duration); 2] {
         let takeovers = self.gaps.get(&Disturbance::KillForLong).into_iter().flatten();
         let takeovers: Vec<Duration> = takeovers.map(|gap| gap.partition).collect();
-        let bound = self.options.protocol.session_timeout() + TAKEOVER_AFTER_SESSION;
+        let bound = self.options.protocol().session_timeout() + TAKEOVER_AFTER_SESSION;
         [
             ("from ready to the first commit", self.from_ready.clone(), PROGRESS_AFTER_READY),
             ("from kill -9 to the takeover", takeovers, bound),
@@ -88,14 +88,15 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Options { seed, brokers, protocol, .. } = self.options;
+        let Options { seed, brokers, kafka, .. } = self.options;
         let result = if self.passed() { "passed" } else { "FAILED" };
         let disturbances: usize = self.counts.values().sum();
         let brokers = if brokers == 1 { "1 broker".to_owned() } else { format!("{brokers} brokers") };
-        let took = self.took.as_secs();
+        let (protocol, took) = (self.options.protocol(), self.took.as_secs());
         writeln!(
             f,
-            "chaos {result}: seed {seed}, {brokers}, group protocol {protocol}, {disturbances} disturbances in {took} s"
+            "chaos {result}: seed {seed}, {brokers} of Kafka {kafka}, group protocol {protocol}, \
+             {disturbances} disturbances in {took} s"
         )?;
         writeln!(f, "{}", self.verdict)?;
         writeln!(f)?;
