@@ -8,6 +8,8 @@ use super::program::{Answer, answer, command};
 pub const FAILED: i32 = 1;
 /// The exit code of a command that was asked for what cannot be.
 pub const USAGE: i32 = 2;
+/// The exit code of a command that fails until a person has changed something.
+pub const A_PERSON: i32 = 3;
 
 /// Runs the program with settings from the environment on top.
 pub fn with(settings: &[(&str, &str)], arguments: &[&str]) -> Answer {

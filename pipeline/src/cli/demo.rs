@@ -57,7 +57,7 @@ pub fn main(global: &Global, args: &DemoArgs) -> CommandResult {
     let files = files::expand(std::slice::from_ref(&args.music))?;
     // A wrong model or option should not come up only after Kafka has started.
     let config = global.config([])?;
-    let found = repository::find(&config.models_dir, &config.model).map_err(CommandError::failed)?;
+    let found = repository::find(&config.models_dir, &config.model)?;
     super::models::load(&found, config.precision)?;
     let folder = TempDir::with_prefix("tonearm-demo-").map_err(CommandError::failed)?;
 
@@ -67,7 +67,7 @@ pub fn main(global: &Global, args: &DemoArgs) -> CommandResult {
     };
     let brokers = kafka.as_ref().map(|kafka| kafka.brokers.clone()).or_else(|| global.brokers.clone());
     let global = Global { config: global.config.clone(), brokers, log: Some("warn".to_owned()) };
-    topics::main(&global, &TopicsCommand::Create { partitions: None, replication: None })?;
+    topics::main(&global, &TopicsCommand::Create { partitions: None, replication: None, rejected_retention: None })?;
     let mut pipeline = Pipeline::start(&global, folder.path())?;
 
     let config = global.config([])?;

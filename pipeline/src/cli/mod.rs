@@ -2,6 +2,7 @@
 
 mod config;
 mod demo;
+mod doctor;
 mod files;
 mod inspect;
 mod models;
@@ -17,9 +18,15 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 
-use crate::config::{Config, ConfigError, Layers, Override};
+use tonearm_models::repository::RepositoryError;
 
-/// What every command may fail with: `Usage` is exit code 2, anything else 1.
+use crate::{
+    config::{Config, ConfigError, Layers, Override},
+    kafka::ClientError,
+    run::RunError,
+};
+
+/// What every command may fail with; [`CommandError::exit_code`] is the program's.
 type CommandResult = Result<(), CommandError>;
 
 #[derive(Debug, thiserror::Error)]
@@ -31,14 +38,58 @@ enum CommandError {
     Config(#[from] ConfigError),
     #[error("{0}")]
     Failed(String),
+    /// It fails until a person has changed something: rights, certificates, what is missing.
+    #[error("{0}")]
+    NeedsAPerson(String),
     /// It failed, and has said so already.
     #[error("failed")]
     Said,
+    /// As [`NeedsAPerson`](Self::NeedsAPerson), and it has said so already.
+    #[error("failed")]
+    SaidToAPerson,
 }
 
 impl CommandError {
     fn failed(error: impl std::fmt::Display) -> Self {
         Self::Failed(error.to_string())
+    }
+
+    /// Supervisors start what ended with 1 again.
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Failed(_) | Self::Said => 1,
+            Self::Usage(_) | Self::Config(_) => 2,
+            Self::NeedsAPerson(_) | Self::SaidToAPerson => 3,
+        }
+    }
+}
+
+impl From<RunError> for CommandError {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::Client(error) => error.into(),
+            _ if error.needs_a_person() => Self::NeedsAPerson(error.to_string()),
+            _ => Self::failed(error),
+        }
+    }
+}
+
+impl From<ClientError> for CommandError {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Config(_) => Self::Usage(error.to_string()),
+            _ if error.needs_a_person() => Self::NeedsAPerson(error.to_string()),
+            _ => Self::failed(error),
+        }
+    }
+}
+
+impl From<RepositoryError> for CommandError {
+    fn from(error: RepositoryError) -> Self {
+        match error {
+            RepositoryError::NotFound { .. } => Self::NeedsAPerson(error.to_string()),
+            _ => Self::failed(error),
+        }
     }
 }
 
@@ -55,7 +106,8 @@ impl CommandError {
         tonearm topics create && tonearm run           process the `audio` topic\n  \
         tonearm publish *.flac                         send files to it\n  \
         tonearm tail                                   watch predictions arrive\n\n\
-        Exit codes: 0 done, 1 failed, 2 wrong usage or configuration."
+        Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 a person is needed (rights, certificates, a missing\n\
+        topic or model)."
 )]
 struct Cli {
     #[command(flatten)]
@@ -83,6 +135,8 @@ enum Command {
     Run(run::RunArgs),
     /// See it work: starts Kafka, publishes music, shows predictions, cleans up
     Demo(demo::DemoArgs),
+    /// Check everything a run would need, without changing anything
+    Doctor(doctor::DoctorArgs),
     /// Tag files, without Kafka
     Predict(predict::PredictArgs),
     /// Show what the decoder sees in files
@@ -146,6 +200,7 @@ pub fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Run(args) => run::main(global, args),
         Command::Demo(args) => demo::main(global, args),
+        Command::Doctor(args) => doctor::main(global, args),
         Command::Predict(args) => predict::main(global, args),
         Command::Inspect(args) => inspect::main(args),
         Command::Publish(args) => publish::main(global, args),
@@ -160,13 +215,11 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(CommandError::Said) => ExitCode::from(1),
         Err(error) => {
-            say::problem(&error);
-            ExitCode::from(match error {
-                CommandError::Usage(_) | CommandError::Config(_) => 2,
-                CommandError::Failed(_) | CommandError::Said => 1,
-            })
+            if !matches!(error, CommandError::Said | CommandError::SaidToAPerson) {
+                say::problem(&error);
+            }
+            ExitCode::from(error.exit_code())
         }
     }
 }

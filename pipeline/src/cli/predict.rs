@@ -60,7 +60,7 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
     ])?;
     log::init(if global.log.is_some() { &config.log.level } else { "error" }, config.log.json);
     let files = files::expand(&args.files)?;
-    let found = repository::find(&config.models_dir, &config.model).map_err(CommandError::failed)?;
+    let found = repository::find(&config.models_dir, &config.model)?;
     let model = load(&found, config.precision)?;
 
     let bar = ProgressBar::hidden();

@@ -17,7 +17,10 @@ use rdkafka::{
 };
 
 use super::{CommandError, CommandResult, Global, files, flag, say};
-use crate::{kafka, telemetry::log};
+use crate::{
+    kafka::{self, Access},
+    telemetry::log,
+};
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
@@ -60,6 +63,7 @@ pub fn main(global: &Global, args: &PublishArgs) -> CommandResult {
         bar.set_style(style);
     }
 
+    kafka::reach_topics(&config.kafka, Access::Write, &[topic])?;
     let mut client = kafka::client_config(&config.kafka);
     client
         .set("enable.idempotence", "true")
@@ -70,7 +74,6 @@ pub fn main(global: &Global, args: &PublishArgs) -> CommandResult {
     let failures = Arc::clone(&deliveries.failures);
     let producer: ThreadedProducer<Deliveries> =
         kafka::with_properties(client, &config.kafka).create_with_context(deliveries).map_err(CommandError::failed)?;
-    kafka::partitions(producer.client(), &config.kafka, topic).map_err(CommandError::failed)?;
 
     let mut published = 0;
     for file in &files {

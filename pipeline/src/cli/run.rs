@@ -16,7 +16,8 @@ use tonearm_schemas::reject::Stage;
 
 use super::{CommandError, CommandResult, Global, flag, model_flags, models::load};
 use crate::{
-    run,
+    kafka,
+    run::{self, RunError},
     telemetry::{admin, health::Health, log, metrics},
 };
 
@@ -43,6 +44,9 @@ pub struct RunArgs {
     /// Stages this process runs, without a gap [default: decode,features,infer]
     #[arg(long, value_name = "STAGES")]
     stages: Option<String>,
+    /// End if no broker answers within 10 s, instead of waiting for one
+    #[arg(long)]
+    exit_if_unreachable: bool,
 }
 
 pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
@@ -74,7 +78,7 @@ pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
         None => None,
     };
 
-    let found = repository::find(&config.models_dir, &config.model).map_err(CommandError::failed)?;
+    let found = repository::find(&config.models_dir, &config.model)?;
     let model = if config.runtime.stages.has(Stage::Infer) {
         let model = load(&found, config.precision)?;
         tracing::info!(
@@ -90,10 +94,15 @@ pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
     };
     health.model_is_warm();
     let catalogue = Catalogue::new(config.runtime.stages, model, found.manifest, config.output, config.limits);
-    let engine = Engine::start(Arc::new(catalogue), config.runtime.workers).map_err(run::RunError::from);
-    let engine = Arc::new(engine.map_err(CommandError::failed)?);
+    let engine = Engine::start(Arc::new(catalogue), config.runtime.workers).map_err(RunError::from)?;
     end_in_time(&stop, config.runtime.drain_timeout);
-    let result = run::run(&config, engine, &health, &stop).map_err(CommandError::failed);
+    let result = kafka::wait_for_brokers(&config.kafka, args.exit_if_unreachable, &stop)
+        .map_err(RunError::from)
+        .and_then(|()| match stop.load(Ordering::Relaxed) {
+            true => Ok(()),
+            false => run::run(&config, Arc::new(engine), &health, &stop),
+        })
+        .map_err(CommandError::from);
     if let Some(admin) = admin {
         admin.shutdown_background();
     }

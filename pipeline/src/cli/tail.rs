@@ -21,7 +21,7 @@ use tonearm_schemas::{prediction::Prediction, reject::header};
 use super::{CommandError, CommandResult, Global, paint};
 use crate::{
     config::Config,
-    kafka::{self, FIRST_ANSWER, Logged},
+    kafka::{self, Access, FIRST_ANSWER, Logged},
     telemetry::log,
 };
 
@@ -74,6 +74,7 @@ pub fn main(global: &Global, args: &TailArgs) -> CommandResult {
 
 /// A consumer of all partitions of `topics`, outside any group, that sees what is committed.
 pub fn follow(config: &Config, topics: &[&str], start: Offset) -> Result<BaseConsumer<Logged>, CommandError> {
+    kafka::reach_topics(&config.kafka, Access::Read, topics)?;
     let mut client = kafka::client_config(&config.kafka);
     client
         // librdkafka wants a name; without subscriptions and commits no group comes of it.
@@ -86,7 +87,7 @@ pub fn follow(config: &Config, topics: &[&str], start: Offset) -> Result<BaseCon
         kafka::with_properties(client, &config.kafka).create_with_context(Logged).map_err(CommandError::failed)?;
     let mut assignment = TopicPartitionList::new();
     for topic in topics {
-        let partitions = kafka::partitions(consumer.client(), &config.kafka, topic).map_err(CommandError::failed)?;
+        let partitions = kafka::partitions(consumer.client(), &config.kafka, topic)?;
         for partition in 0..partitions as i32 {
             // An end that is known now cannot move on with the first result, as one that is looked up later would.
             let start = if start == Offset::End { end(&consumer, topic, partition)? } else { start };

@@ -101,6 +101,17 @@ pub enum RunError {
     Dropped { topic: String, partition: i32, offset: i64 },
 }
 
+impl RunError {
+    /// Whether it stays until a person has changed something.
+    pub fn needs_a_person(&self) -> bool {
+        match self {
+            Self::Client(error) | Self::Transactions(TransactionsError::Client(error)) => error.needs_a_person(),
+            Self::Transactions(TransactionsError::Fenced { .. }) | Self::Partitions { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 impl From<NoQueue> for RunError {
     fn from(NoQueue(partition): NoQueue) -> Self {
         Self::NoQueue(partition)

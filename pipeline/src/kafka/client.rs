@@ -1,6 +1,4 @@
-//! Clients of Kafka: how they are configured, and how their troubles are said.
-
-pub mod headers;
+//! What every client has in common, and where its log lines and errors go.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -15,35 +13,14 @@ use rdkafka::{
     util::Timeout,
 };
 
+use super::{ClientError, FIRST_ANSWER, raw_admin::Access};
 use crate::config::Kafka;
-
-/// How long a command waits for a broker's first answer.
-pub const FIRST_ANSWER: Duration = Duration::from_secs(10);
 
 /// When it was last said that no broker can be reached, and after how long it is worth saying again.
 static UNREACHABLE_SAID: Mutex<Option<Instant>> = Mutex::new(None);
 const SAY_AGAIN: Duration = Duration::from_secs(30);
 
-/// Why a command cannot go on with Kafka.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    #[error("no broker answers at {brokers} (kafka.brokers) within {} s: {source}", FIRST_ANSWER.as_secs())]
-    Unreachable { brokers: String, source: KafkaError },
-    #[error("topic {topic} does not exist on {brokers}; `tonearm topics create` makes the topics that are missing")]
-    NoTopic { topic: String, brokers: String },
-    #[error("librdkafka refuses the configuration (kafka.properties): {0}")]
-    Config(KafkaError),
-    #[error("topic {topic} on {brokers}: {source}")]
-    Topic { topic: String, brokers: String, source: RDKafkaErrorCode },
-}
-
-/// librdkafka's highest limit for a record: whether a record is too large is for the topic to say when it is written, and
-/// for `limits.max_record_mib` when it is read. A reject is as large as its input, and must never be refused by us.
-pub const MAX_RECORD_BYTES: &str = "1000000000";
-/// What a consumer takes in one response; librdkafka wants it above the largest record.
-pub const MAX_RESPONSE_BYTES: &str = "1100000000";
-
-/// What every client has in common.
+/// The options of every client.
 pub fn client_config(kafka: &Kafka) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
@@ -64,30 +41,31 @@ pub fn with_properties(mut config: ClientConfig, kafka: &Kafka) -> ClientConfig 
     config
 }
 
+/// What the user set a property to.
+pub(super) fn property<'a>(kafka: &'a Kafka, name: &str) -> Option<&'a str> {
+    kafka.properties.get(name).map(String::as_str)
+}
+
 /// The number of partitions of `topic`.
 ///
 /// # Errors
-/// No broker answers, or there is no such topic.
+/// No broker answers, there is no such topic, or it may not be described.
 pub fn partitions<C: ClientContext>(client: &Client<C>, kafka: &Kafka, topic: &str) -> Result<usize, ClientError> {
-    let brokers = || kafka.brokers.clone();
     let metadata = client
         .fetch_metadata(Some(topic), Timeout::After(FIRST_ANSWER))
-        .map_err(|source| ClientError::Unreachable { brokers: brokers(), source })?;
+        .map_err(|source| ClientError::Unreachable { brokers: kafka.brokers.clone(), source })?;
     let found = metadata.topics().iter().find(|found| found.name() == topic);
-    let error = found.and_then(|found| found.error()).map(RDKafkaErrorCode::from);
-    match (found, error) {
-        (_, Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)) | (None, _) => {
-            Err(ClientError::NoTopic { topic: topic.to_owned(), brokers: brokers() })
+    let partitions = found.map_or(0, |found| found.partitions().len());
+    match found.and_then(|found| found.error()) {
+        Some(error) => Err(ClientError::of_topic(kafka, topic, Access::Read, error.into())),
+        None if partitions == 0 => {
+            Err(ClientError::of_topic(kafka, topic, Access::Read, RDKafkaErrorCode::UnknownTopic))
         }
-        (_, Some(source)) => Err(ClientError::Topic { topic: topic.to_owned(), brokers: brokers(), source }),
-        (Some(found), None) if found.partitions().is_empty() => {
-            Err(ClientError::NoTopic { topic: topic.to_owned(), brokers: brokers() })
-        }
-        (Some(found), None) => Ok(found.partitions().len()),
+        None => Ok(partitions),
     }
 }
 
-/// Sends librdkafka's own log lines to ours.
+/// The context of clients that are in no group: it sends librdkafka's own log lines to ours.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Logged;
 
@@ -97,7 +75,10 @@ impl ClientContext for Logged {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        log_error(&error, reason);
+        // librdkafka looks for the coordinator of a group all the same.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::GroupAuthorizationFailed) {
+            log_error(&error, reason);
+        }
     }
 
     fn stats(&self, _: Statistics) {}

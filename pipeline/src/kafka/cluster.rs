@@ -1,0 +1,110 @@
+//! What a cluster says of itself, asked without changing anything.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use rdkafka::{
+    admin::{AdminClient, AdminOptions, ResourceSpecifier},
+    error::{KafkaError, RDKafkaErrorCode},
+    util::Timeout,
+};
+
+use super::{
+    ClientError, FIRST_ANSWER, Logged, client_config,
+    raw_admin::{self, Access, Broker, Rights, Topic},
+    reach, with_properties,
+};
+use crate::config::Kafka;
+
+/// How long one question may take: brokers that have answered once answer soon.
+const PATIENCE: Duration = FIRST_ANSWER;
+
+/// Settings by name. Empty if they may not be seen.
+pub type Settings = BTreeMap<String, String>;
+
+pub struct Cluster<'a> {
+    kafka: &'a Kafka,
+    admin: AdminClient<Logged>,
+    pub brokers: Vec<Broker>,
+    /// What we may do with the cluster as a whole.
+    pub rights: Rights,
+}
+
+impl<'a> Cluster<'a> {
+    /// # Errors
+    /// No broker answers, or librdkafka refuses the configuration.
+    pub fn connect(kafka: &'a Kafka) -> Result<Self, ClientError> {
+        let mut config = with_properties(client_config(kafka), kafka);
+        // Asking for a topic does not make it.
+        config.set("allow.auto.create.topics", "false");
+        let admin: AdminClient<Logged> = config.create_with_context(Logged).map_err(ClientError::Config)?;
+        let (brokers, rights) = raw_admin::cluster(admin.inner(), PATIENCE).map_err(|e| unreachable(kafka, e))?;
+        Ok(Self { kafka, admin, brokers, rights })
+    }
+
+    pub fn admin(&self) -> &AdminClient<Logged> {
+        &self.admin
+    }
+
+    /// `names` in their order; what is wrong with one is its own error.
+    ///
+    /// # Errors
+    /// The brokers do not answer any more.
+    pub fn topics(&self, names: &[&str]) -> Result<Vec<Result<Topic, RDKafkaErrorCode>>, ClientError> {
+        raw_admin::topics(self.admin.inner(), names, PATIENCE).map_err(|e| unreachable(self.kafka, e))
+    }
+
+    /// # Errors
+    /// One of `topics` does not exist, or we may not do this with it; or the brokers do not answer any more.
+    pub fn allows(&self, access: Access, topics: &[&str]) -> Result<(), ClientError> {
+        for (name, topic) in topics.iter().zip(self.topics(topics)?) {
+            let topic = topic.map_err(|code| ClientError::of_topic(self.kafka, name, access, code))?;
+            if topic.rights.forbid(access) {
+                return Err(ClientError::forbidden(self.kafka, access.as_str(), format!("topic {name}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// What we may do with the group.
+    ///
+    /// # Errors
+    /// The group may not even be described, or the brokers do not answer any more.
+    pub fn group(&self, name: &str) -> Result<Rights, ClientError> {
+        raw_admin::group(self.admin.inner(), name, PATIENCE).map_err(|error| match error {
+            KafkaError::AdminOp(RDKafkaErrorCode::GroupAuthorizationFailed) => {
+                ClientError::forbidden(self.kafka, "DESCRIBE", format!("group {name}"))
+            }
+            other => unreachable(self.kafka, other),
+        })
+    }
+
+    pub fn topic_settings(&self, name: &str) -> Settings {
+        self.settings(&ResourceSpecifier::Topic(name))
+    }
+
+    /// The settings of one of the brokers; they are the same on all, or ought to be.
+    pub fn broker_settings(&self) -> Settings {
+        self.brokers.first().map(|broker| self.settings(&ResourceSpecifier::Broker(broker.id))).unwrap_or_default()
+    }
+
+    fn settings(&self, of: &ResourceSpecifier<'_>) -> Settings {
+        let options = AdminOptions::new().request_timeout(Some(Timeout::After(PATIENCE)));
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().build() else { return Settings::new() };
+        let found = runtime.block_on(self.admin.describe_configs([of], &options));
+        let entries = found.ok().and_then(|mut resources| resources.pop()?.ok()).map(|resource| resource.entries);
+        entries.into_iter().flatten().filter_map(|entry| Some((entry.name, entry.value?))).collect()
+    }
+}
+
+/// [`reach`](super::reach), and sees to it that all `topics` can be read or written.
+///
+/// # Errors
+/// No broker answers, one of `topics` does not exist, or we may not do this with it.
+pub fn reach_topics(kafka: &Kafka, access: Access, topics: &[&str]) -> Result<(), ClientError> {
+    reach(kafka)?;
+    Cluster::connect(kafka)?.allows(access, topics)
+}
+
+fn unreachable(kafka: &Kafka, source: KafkaError) -> ClientError {
+    ClientError::Unreachable { brokers: kafka.brokers.clone(), source }
+}
