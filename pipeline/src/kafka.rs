@@ -57,7 +57,7 @@ pub fn client_config(kafka: &Kafka) -> ClientConfig {
 /// The user's properties go over ours, so they are set last.
 pub fn with_properties(mut config: ClientConfig, kafka: &Kafka) -> ClientConfig {
     for (name, value) in &kafka.properties {
-        config.set(name, value);
+        config.set(name, value.reveal());
     }
     config
 }

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::{CommandError, CommandResult, Global, say};
-use crate::config::{Config, DEFAULTS};
+use crate::config::{Config, DEFAULTS, HIDDEN, may_be_shown};
 
 #[derive(Subcommand)]
 pub enum ConfigCommand {
@@ -29,7 +29,7 @@ pub fn main(global: &Global, command: &ConfigCommand) -> CommandResult {
         ConfigCommand::Print { defaults: false } => {
             let layers = global.layers([])?;
             Config::load(&layers)?;
-            let (mut table, _) = layers.merge()?;
+            let (mut table, _) = layers.checked()?;
             hide_secrets(&mut table);
             say::text(toml::to_string(&table).map_err(CommandError::failed)?);
         }
@@ -37,13 +37,13 @@ pub fn main(global: &Global, command: &ConfigCommand) -> CommandResult {
     Ok(())
 }
 
-/// librdkafka's properties that hold secrets never reach a terminal.
+/// Secrets never reach a terminal. Where one comes from is none.
 fn hide_secrets(table: &mut toml::Table) {
     let properties =
         table.get_mut("kafka").and_then(|kafka| kafka.get_mut("properties")).and_then(toml::Value::as_table_mut);
     for (name, value) in properties.into_iter().flatten() {
-        if ["password", "secret", "key.pem", "jaas"].iter().any(|word| name.contains(word)) {
-            *value = toml::Value::String("(hidden)".to_owned());
+        if !value.is_table() && !may_be_shown(name) {
+            *value = toml::Value::String(HIDDEN.to_owned());
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Configuration: what the user wrote (`layers`) → checked here, all problems at once → what the program uses.
 
 mod layers;
+mod properties;
+mod secret;
 mod stages;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
@@ -11,6 +13,8 @@ use tonearm_models::repository::ModelRef;
 use tonearm_stages::infer::PrecisionChoice;
 
 pub use layers::{Layers, Override};
+pub use properties::may_be_shown;
+pub use secret::{HIDDEN, Secret};
 pub use stages::Stages;
 
 /// The commented file of all options, compiled in.
@@ -43,6 +47,8 @@ pub struct Config {
     pub precision: PrecisionChoice,
     pub models_dir: PathBuf,
     pub output: Output,
+    /// Names of headers that results carry on, besides those of tracing and CloudEvents.
+    pub pass_headers: Vec<String>,
     pub limits: Limits,
     pub runtime: Runtime,
     /// None: no admin port.
@@ -56,15 +62,28 @@ pub struct Kafka {
     pub group_id: String,
     pub instance_id: String,
     pub group_protocol: GroupProtocol,
-    /// Passed to librdkafka as they are.
-    pub properties: BTreeMap<String, String>,
+    pub missing_offsets: MissingOffsets,
+    /// Passed to librdkafka as they are. Any may be a secret.
+    pub properties: BTreeMap<String, Secret>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupProtocol {
+    /// What the brokers can.
+    Auto,
     Consumer,
     Classic,
+}
+
+/// Where a partition starts that the group has no position in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MissingOffsets {
+    /// Behind the last record that has its result, or with the oldest if none has.
+    Recover,
+    Earliest,
+    Latest,
+    /// The process ends, and a person says where.
+    Stop,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -133,6 +152,7 @@ struct WrittenKafka {
     group_id: String,
     instance_id: String,
     group_protocol: String,
+    missing_offsets: String,
     #[serde(default)]
     properties: BTreeMap<String, toml::Value>,
 }
@@ -154,6 +174,7 @@ struct WrittenModels {
 struct WrittenOutput {
     labels: toml::Value,
     windows: bool,
+    pass_headers: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -209,7 +230,7 @@ impl Config {
     /// A key is unknown, or a value has the wrong type or is outside its range; every problem is named, with where it
     /// was written.
     pub fn load(layers: &Layers) -> Result<Self, ConfigError> {
-        let (table, problems) = layers.merge()?;
+        let (table, problems) = layers.checked()?;
         let written: Written =
             table.try_into().map_err(|e: toml::de::Error| ConfigError { problems: vec![e.message().to_owned()] })?;
         let mut checks = Checks { layers, problems };
@@ -229,7 +250,12 @@ struct Checks<'a> {
 
 impl Checks<'_> {
     fn problem(&mut self, key: &str, problem: impl fmt::Display) {
-        self.problems.push(format!("{key} {problem} ({})", self.layers.written_in(key)));
+        self.problem_at(&key.split('.').collect::<Vec<_>>(), problem);
+    }
+
+    /// A key in parts, which may have dots in them.
+    fn problem_at(&mut self, path: &[&str], problem: impl fmt::Display) {
+        self.problems.push(format!("{} {problem} ({})", path.join("."), self.layers.written_in(path)));
     }
 
     fn within(&mut self, key: &str, value: i64, min: i64, max: i64) -> u64 {
@@ -276,6 +302,11 @@ impl Checks<'_> {
                 None
             }
         };
+
+        let pass_headers = written.output.pass_headers;
+        if pass_headers.iter().any(String::is_empty) {
+            self.problem("output.pass_headers", "has an empty name");
+        }
 
         let limits = Limits {
             max_record_bytes: mib(self.within("limits.max_record_mib", written.limits.max_record_mib, 1, 1024)),
@@ -327,6 +358,7 @@ impl Checks<'_> {
             precision: precision?,
             models_dir: written.models.dir,
             output: Output { labels, windows: written.output.windows },
+            pass_headers,
             limits,
             runtime: Runtime {
                 stages: stages?,
@@ -354,25 +386,45 @@ impl Checks<'_> {
         let group_protocol = self.one_of(
             "kafka.group_protocol",
             &written.group_protocol,
-            &[("consumer", GroupProtocol::Consumer), ("classic", GroupProtocol::Classic)],
+            &[
+                ("auto", GroupProtocol::Auto),
+                ("consumer", GroupProtocol::Consumer),
+                ("classic", GroupProtocol::Classic),
+            ],
+        );
+        let missing_offsets = self.one_of(
+            "kafka.missing_offsets",
+            &written.missing_offsets,
+            &[
+                ("recover", MissingOffsets::Recover),
+                ("earliest", MissingOffsets::Earliest),
+                ("latest", MissingOffsets::Latest),
+                ("stop", MissingOffsets::Stop),
+            ],
         );
         let mut properties = BTreeMap::new();
         for (name, value) in std::mem::take(&mut written.properties) {
-            let text = match value {
-                toml::Value::String(text) => text,
-                toml::Value::Table(_) => {
-                    self.problem(
-                        &format!("kafka.properties.{name}"),
-                        format!("is a table; write the property's name in quotes: \"{name}.…\" = …"),
-                    );
-                    continue;
+            let secret = match &value {
+                // What `sasl.password = …` without quotes is to TOML.
+                toml::Value::Table(table) if !table.keys().any(|key| key == "env" || key == "file") => {
+                    Err(format!("is a table; write the property's name in quotes: \"{name}.…\" = …"))
                 }
-                other => other.to_string(),
+                value => secret::resolve(value),
             };
-            properties.insert(name, text);
+            match secret.and_then(|secret| properties::check(&name, &secret).map(|()| secret)) {
+                Ok(secret) => _ = properties.insert(name, secret),
+                Err(problem) => self.problem_at(&["kafka", "properties", &name], problem),
+            }
         }
         let WrittenKafka { brokers, group_id, .. } = written;
-        Some(Kafka { brokers, group_id, instance_id, group_protocol: group_protocol?, properties })
+        Some(Kafka {
+            brokers,
+            group_id,
+            instance_id,
+            group_protocol: group_protocol?,
+            missing_offsets: missing_offsets?,
+            properties,
+        })
     }
 
     fn topics(&mut self, topics: &Topics) {
