@@ -125,6 +125,8 @@ pub fn log_error(error: &KafkaError, reason: &str) {
                 tracing::warn!("no broker can be reached; waiting for one");
             }
         }
+        // It comes to those only who ask for it, and as what they read, too.
+        Some(RDKafkaErrorCode::PartitionEOF) => {}
         Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::Resolve) => {
             tracing::debug!("connection: {reason}");
         }

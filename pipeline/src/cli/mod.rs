@@ -4,12 +4,14 @@ mod config;
 mod demo;
 mod files;
 mod inspect;
+mod journal;
 mod models;
 mod paint;
 mod predict;
 mod publish;
 mod run;
 mod say;
+mod signals;
 mod tail;
 mod topics;
 
@@ -31,6 +33,8 @@ enum CommandError {
     Config(#[from] ConfigError),
     #[error("{0}")]
     Failed(String),
+    #[error(transparent)]
+    Output(#[from] say::OutputError),
     /// It failed, and has said so already.
     #[error("failed")]
     Said,
@@ -153,19 +157,16 @@ pub fn main() -> ExitCode {
         Command::Topics(command) => topics::main(global, command),
         Command::Models(command) => models::main(global, command),
         Command::Config(command) => config::main(global, command),
-        Command::Metrics => {
-            say::text(crate::telemetry::metrics::markdown());
-            Ok(())
-        }
+        Command::Metrics => say::text(crate::telemetry::metrics::markdown()).map_err(Into::into),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) | Err(CommandError::Output(say::OutputError::ReaderGone)) => ExitCode::SUCCESS,
         Err(CommandError::Said) => ExitCode::from(1),
         Err(error) => {
             say::problem(&error);
             ExitCode::from(match error {
                 CommandError::Usage(_) | CommandError::Config(_) => 2,
-                CommandError::Failed(_) | CommandError::Said => 1,
+                CommandError::Failed(_) | CommandError::Output(_) | CommandError::Said => 1,
             })
         }
     }

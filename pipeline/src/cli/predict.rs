@@ -1,7 +1,7 @@
 //! `tonearm predict`
 
 use std::{
-    io::{IsTerminal, Write},
+    io::IsTerminal,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
@@ -13,7 +13,10 @@ use tonearm_models::repository;
 use tonearm_schemas::prediction::{Prediction, Source};
 use tonearm_stages::infer::{self, Model, PrecisionChoice};
 
-use super::{CommandError, CommandResult, Global, files, flag, model_flags, paint, say};
+use super::{
+    CommandError, CommandResult, Global, files, flag, model_flags, paint,
+    say::{self, OutputError},
+};
 use crate::{
     config::Stages,
     telemetry::log,
@@ -62,7 +65,7 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
         flag("runtime.workers", "--workers", args.workers),
     ])?;
     log::init(if global.log.is_some() { &config.log.level } else { "error" }, config.log.json);
-    let files = files::expand(&args.files)?;
+    let files = files::expand(&args.files, false)?;
     let found = repository::find(&config.models_dir, &config.model).map_err(CommandError::failed)?;
     let model = load(&found, config.precision)?;
     let tagger = Arc::new(Tagger::new(Stages::ALL, Some(model), found.manifest, config.output, config.limits));
@@ -75,7 +78,8 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
             bar.set_style(style);
         }
     }
-    let printer = Mutex::new(Printer { next: 0, waiting: Vec::new(), failed: false, json: args.json, bar: &bar });
+    let printer =
+        Mutex::new(Printer { next: 0, waiting: Vec::new(), failed: false, output: Ok(()), json: args.json, bar: &bar });
 
     let pool = Pool::new();
     std::thread::scope(|scope| {
@@ -86,8 +90,11 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
         for (index, file) in files.iter().enumerate() {
             let (tagger, printer) = (&tagger, &printer);
             let task: Task<'_> = Box::new(move |pool| {
-                let name = file.display().to_string();
-                let result = std::fs::read(file)
+                if printer.lock().unwrap_or_else(PoisonError::into_inner).output.is_err() {
+                    return;
+                }
+                let name = file.path.display().to_string();
+                let result = std::fs::read(&file.path)
                     .map_err(|e| format!("{name}: cannot be read: {e}"))
                     .and_then(|bytes| predict(tagger, pool, &name, &bytes));
                 printer.lock().unwrap_or_else(PoisonError::into_inner).print(index, result);
@@ -98,8 +105,9 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
     });
     bar.finish_and_clear();
     drop(pool);
-    let failed = printer.into_inner().unwrap_or_else(PoisonError::into_inner).failed;
-    if failed { Err(CommandError::Said) } else { Ok(()) }
+    let printer = printer.into_inner().unwrap_or_else(PoisonError::into_inner);
+    printer.output?;
+    if printer.failed { Err(CommandError::Said) } else { Ok(()) }
 }
 
 /// Loads a model and warms it up.
@@ -140,6 +148,8 @@ struct Printer<'a> {
     next: usize,
     waiting: Vec<(usize, Result<Prediction, String>)>,
     failed: bool,
+    /// An error, from when nothing more can be printed.
+    output: Result<(), OutputError>,
     json: bool,
     bar: &'a ProgressBar,
 }
@@ -158,14 +168,14 @@ impl Printer<'_> {
     fn print_one(&mut self, result: &Result<Prediction, String>) {
         match result {
             Ok(prediction) => {
-                let mut out = std::io::stdout().lock();
-                let written = if self.json {
-                    serde_json::to_writer(&mut out, prediction).map_err(Into::into).and_then(|()| writeln!(out))
+                let text = if self.json {
+                    serde_json::to_string(prediction).map(|json| json + "\n").map_err(|e| OutputError::Failed(e.into()))
                 } else {
-                    write!(out, "{}", paint::prediction(prediction))
+                    Ok(paint::prediction(prediction))
                 };
-                // A reader that went away, such as `head`, has all it wants.
-                self.failed |= written.is_err();
+                if self.output.is_ok() {
+                    self.output = text.and_then(say::text);
+                }
             }
             Err(message) => {
                 self.failed = true;

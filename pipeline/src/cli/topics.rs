@@ -66,8 +66,8 @@ pub fn main(global: &Global, command: &TopicsCommand) -> CommandResult {
     let mut failed = false;
     for result in results {
         match result {
-            Ok(topic) => say::line(format_args!("{topic}: created with {} partitions", topics.partitions)),
-            Err((topic, RDKafkaErrorCode::TopicAlreadyExists)) => say::line(format_args!("{topic}: exists")),
+            Ok(topic) => say::line(format_args!("{topic}: created with {} partitions", topics.partitions))?,
+            Err((topic, RDKafkaErrorCode::TopicAlreadyExists)) => say::line(format_args!("{topic}: exists"))?,
             Err((topic, error)) => {
                 failed = true;
                 say::problem(format_args!("topic {topic} cannot be created: {error}"));

@@ -67,6 +67,14 @@ pub struct Kafka {
     pub properties: BTreeMap<String, Secret>,
 }
 
+impl Kafka {
+    /// `text`, which others wrote, with every value in it hidden that may not be shown.
+    pub fn without_secrets(&self, text: &str) -> String {
+        let secrets = self.properties.iter().filter(|(name, value)| !may_be_shown(name) && !value.reveal().is_empty());
+        secrets.fold(text.to_owned(), |text, (_, value)| text.replace(value.reveal(), HIDDEN))
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupProtocol {
     /// What the brokers can.

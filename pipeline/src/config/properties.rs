@@ -1,6 +1,6 @@
 //! librdkafka's properties: which are not the user's to set, which hold secrets, and which do not exist.
 
-use rdkafka::{ClientConfig, error::KafkaError};
+use rdkafka::{ClientConfig, error::KafkaError, types::RDKafkaConfRes};
 
 use super::secret::Secret;
 
@@ -14,7 +14,10 @@ const OURS: [(&[&str], &str); 17] = [
         "processes with the same one would push each other out of the group; kafka.instance_id names a process",
     ),
     (&["transactional.id"], "it is made of kafka.group_id and kafka.instance_id, so that no two processes share one"),
-    (&["transaction.timeout.ms"], "it follows runtime.commit_interval_ms"),
+    (
+        &["transaction.timeout.ms", "message.timeout.ms", "delivery.timeout.ms"],
+        "it follows from what a transaction has to carry",
+    ),
     (
         &["enable.auto.commit", "auto.commit.enable", "enable.auto.offset.store", "offset.store.method"],
         "positions are committed with the results they belong to, and in no other way",
@@ -38,7 +41,8 @@ const OURS: [(&[&str], &str); 17] = [
 ];
 
 /// Properties that hold secrets, or may: keys, passwords, and texts that others are written into.
-const SECRETS: [&str; 13] = [
+const SECRETS: [&str; 14] = [
+    "sasl.jaas.config",
     "sasl.kerberos.kinit.cmd",
     "sasl.oauthbearer.assertion.private.key.passphrase",
     "sasl.oauthbearer.assertion.private.key.pem",
@@ -60,14 +64,17 @@ pub fn may_be_shown(name: &str) -> bool {
 }
 
 fn is_known(name: &str) -> bool {
-    // A property without a value is known too: librdkafka gives an empty text for it.
-    ClientConfig::new().create_native_config().is_ok_and(|native| native.get(name).is_ok())
+    // Without a value it is set to its default, or refused for another reason.
+    const UNKNOWN: RDKafkaConfRes = RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN;
+    let set = ClientConfig::new().set(name, "").create_native_config();
+    !matches!(set, Err(KafkaError::ClientConfig(UNKNOWN, ..) | KafkaError::Nul(_)))
 }
 
-/// Why a property cannot be set to `value`. The message goes on where the property's name ends.
+/// Whether a property can be set to `value`.
 ///
 /// # Errors
-/// A promise rests on the property, or librdkafka does not know it or does not take the value.
+/// A promise rests on the property, or librdkafka does not know it or does not take the value. The message goes on
+/// where the property's name ends.
 pub fn check(name: &str, value: &Secret) -> Result<(), String> {
     if let Some((_, instead)) = OURS.iter().find(|(names, _)| names.contains(&name)) {
         return Err(format!("cannot be set: {instead}"));
