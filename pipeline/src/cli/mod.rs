@@ -6,6 +6,7 @@ mod files;
 mod inspect;
 mod journal;
 mod models;
+mod offsets;
 mod paint;
 mod predict;
 mod publish;
@@ -98,6 +99,9 @@ enum Command {
     /// Make the topics
     #[command(subcommand)]
     Topics(topics::TopicsCommand),
+    /// Where the group is in the input topic, and how to move it
+    #[command(subcommand)]
+    Offsets(offsets::OffsetsCommand),
     /// The model repository
     #[command(subcommand)]
     Models(models::ModelsCommand),
@@ -155,6 +159,7 @@ pub fn main() -> ExitCode {
         Command::Publish(args) => publish::main(global, args),
         Command::Tail(args) => tail::main(global, args),
         Command::Topics(command) => topics::main(global, command),
+        Command::Offsets(command) => offsets::main(global, command),
         Command::Models(command) => models::main(global, command),
         Command::Config(command) => config::main(global, command),
         Command::Metrics => say::text(crate::telemetry::metrics::markdown()).map_err(Into::into),
