@@ -2,13 +2,9 @@
 
 use std::{
     fs::File,
-    io::Write,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -18,7 +14,6 @@ use nix::{
     unistd::Pid,
 };
 use rdkafka::{Message, Offset};
-use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::TempDir;
 use tonearm_models::repository;
 use tonearm_schemas::prediction::Prediction;
@@ -26,7 +21,7 @@ use tonearm_schemas::prediction::Prediction;
 use super::{
     CommandError, CommandResult, Global, files, paint,
     publish::{self, PublishArgs},
-    say, tail,
+    say, signals, tail,
     topics::{self, TopicsCommand},
 };
 
@@ -50,11 +45,9 @@ pub struct DemoArgs {
 }
 
 pub fn main(global: &Global, args: &DemoArgs) -> CommandResult {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(CommandError::failed)?;
-    }
-    let files = files::expand(std::slice::from_ref(&args.music))?;
+    let stop = signals::stop_on_signals()?;
+    let files = files::expand(std::slice::from_ref(&args.music), false)?;
+    let files: Vec<PathBuf> = files.into_iter().map(|file| file.path).collect();
     // A wrong model or option should not come up only after Kafka has started.
     let config = global.config([])?;
     let found = repository::find(&config.models_dir, &config.model)?;
@@ -74,7 +67,7 @@ pub fn main(global: &Global, args: &DemoArgs) -> CommandResult {
     let started = Instant::now();
     let consumer = tail::follow(&config, &[&config.topics.predictions, &config.topics.rejected], Offset::End)?;
     publish::main(&global, &PublishArgs::of(files.clone()))?;
-    say::line("");
+    say::line("")?;
 
     let mut summary = Summary::new(&files);
     let mut last = Instant::now();
@@ -91,7 +84,7 @@ pub fn main(global: &Global, args: &DemoArgs) -> CommandResult {
         }
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
-                say::text(tail::pretty(&config, &message));
+                say::text(tail::pretty(&config, &message))?;
                 summary.add(&message, message.topic() == config.topics.rejected);
                 last = Instant::now();
             }
@@ -117,7 +110,7 @@ struct Kafka {
 impl Kafka {
     fn start(script: &Path, folder: &Path) -> Result<Self, CommandError> {
         let data = folder.join("kafka");
-        say::line("starting Kafka");
+        say::line("starting Kafka")?;
         let output = Command::new(script)
             .args(["up", "--port", "auto", "--while", &std::process::id().to_string(), "--data"])
             .arg(&data)
@@ -257,9 +250,7 @@ impl Summary {
             paint::duration(self.audio_s),
             wall.as_secs_f64(),
             self.audio_s / wall.as_secs_f64(),
-        ));
-        // Printed before the verdict on standard error.
-        let _ = std::io::stdout().flush();
+        ))?;
         let wrong: Vec<&str> = self
             .expected
             .iter()

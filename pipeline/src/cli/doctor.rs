@@ -52,9 +52,9 @@ pub fn main(global: &Global, args: &DoctorArgs) -> CommandResult {
     let mut tell = |finding: &Finding| -> CommandResult {
         worst = worst.max(finding.level);
         if args.json {
-            say::line(serde_json::to_string(finding).map_err(CommandError::failed)?);
+            say::line(serde_json::to_string(finding).map_err(CommandError::failed)?)?;
         } else {
-            say::line(pretty(finding));
+            say::line(pretty(finding))?;
         }
         Ok(())
     };

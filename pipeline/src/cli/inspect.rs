@@ -51,12 +51,12 @@ struct Error {
 pub fn main(args: &InspectArgs) -> CommandResult {
     log::init("off", false);
     let mut failed = false;
-    for path in &files::expand(&args.files)? {
-        let file = path.display().to_string();
-        let found = match std::fs::read(path) {
+    for file in &files::expand(&args.files, false)? {
+        let found = match std::fs::read(&file.path) {
             Ok(bytes) => inspect(&bytes),
             Err(e) => Found::Error { error: Error { class: "unreadable".to_owned(), message: e.to_string() } },
         };
+        let file = file.path.display().to_string();
         if let Found::Error { error } = &found {
             failed = true;
             say::problem(format_args!("{file}: {}: {}", error.class, error.message));
@@ -64,13 +64,13 @@ pub fn main(args: &InspectArgs) -> CommandResult {
         match (&found, args.json) {
             (_, true) => {
                 let line = serde_json::to_string(&Line { file, found }).map_err(CommandError::failed)?;
-                say::line(line);
+                say::line(line)?;
             }
             (Found::Audio { codec, sample_rate_hz, channels, frames, duration_s }, false) => say::line(format_args!(
                 "{file}: {codec}, {sample_rate_hz} Hz, {channels} channel{}, {frames} frames, {}",
                 if *channels == 1 { "" } else { "s" },
                 paint::duration(*duration_s)
-            )),
+            ))?,
             (Found::Error { .. }, false) => {}
         }
     }

@@ -5,12 +5,15 @@ mod demo;
 mod doctor;
 mod files;
 mod inspect;
+mod journal;
 mod models;
+mod offsets;
 mod paint;
 mod predict;
 mod publish;
 mod run;
 mod say;
+mod signals;
 mod tail;
 mod topics;
 
@@ -41,6 +44,8 @@ enum CommandError {
     /// It fails until a person has changed something: rights, certificates, what is missing.
     #[error("{0}")]
     NeedsAPerson(String),
+    #[error(transparent)]
+    Output(#[from] say::OutputError),
     /// It failed, and has said so already.
     #[error("failed")]
     Said,
@@ -57,7 +62,7 @@ impl CommandError {
     /// Supervisors start what ended with 1 again.
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Failed(_) | Self::Said => 1,
+            Self::Failed(_) | Self::Output(_) | Self::Said => 1,
             Self::Usage(_) | Self::Config(_) => 2,
             Self::NeedsAPerson(_) | Self::SaidToAPerson => 3,
         }
@@ -148,6 +153,9 @@ enum Command {
     /// Make the topics
     #[command(subcommand)]
     Topics(topics::TopicsCommand),
+    /// Where the group is in the input topic, and how to move it
+    #[command(subcommand)]
+    Offsets(offsets::OffsetsCommand),
     /// The model repository
     #[command(subcommand)]
     Models(models::ModelsCommand),
@@ -206,15 +214,13 @@ pub fn main() -> ExitCode {
         Command::Publish(args) => publish::main(global, args),
         Command::Tail(args) => tail::main(global, args),
         Command::Topics(command) => topics::main(global, command),
+        Command::Offsets(command) => offsets::main(global, command),
         Command::Models(command) => models::main(global, command),
         Command::Config(command) => config::main(global, command),
-        Command::Metrics => {
-            say::text(crate::telemetry::metrics::markdown());
-            Ok(())
-        }
+        Command::Metrics => say::text(crate::telemetry::metrics::markdown()).map_err(Into::into),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) | Err(CommandError::Output(say::OutputError::ReaderGone)) => ExitCode::SUCCESS,
         Err(error) => {
             if !matches!(error, CommandError::Said | CommandError::SaidToAPerson) {
                 say::problem(&error);

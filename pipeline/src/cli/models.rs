@@ -65,9 +65,9 @@ pub fn main(global: &Global, command: &ModelsCommand) -> CommandResult {
                             mel.bands,
                             manifest.audio.sample_rate_hz,
                             manifest.licence
-                        ));
+                        ))?;
                     }
-                    Err(error) => say::line(format_args!("{model:20}  {error}")),
+                    Err(error) => say::line(format_args!("{model:20}  {error}"))?,
                 }
             }
             Ok(())
@@ -81,7 +81,7 @@ pub fn main(global: &Global, command: &ModelsCommand) -> CommandResult {
                 }
                 let folder = import::import(wheel, model, dir).map_err(CommandError::failed)?;
                 spinner.finish_and_clear();
-                say::line(folder.display());
+                say::line(folder.display())?;
             }
             Ok(())
         }
@@ -98,7 +98,7 @@ pub fn main(global: &Global, command: &ModelsCommand) -> CommandResult {
                     infer::load(&found.file(), &found.manifest, float32).map_err(|e| e.to_string())
                 });
                 match loaded {
-                    Ok(_) => say::line(format_args!("{model}: good")),
+                    Ok(_) => say::line(format_args!("{model}: good"))?,
                     Err(error) => {
                         failed = true;
                         say::problem(format_args!("{model}: {error}"));

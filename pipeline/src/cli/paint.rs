@@ -17,6 +17,22 @@ fn style(code: &str, text: &str) -> String {
     if plain { text.to_owned() } else { format!("{code}{text}{RESET}") }
 }
 
+/// Text from elsewhere in a form that no terminal obeys: control characters, and those that turn the direction of what
+/// follows, are escaped as in Rust.
+pub fn plain(text: &str) -> String {
+    let obeyed = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().fold(String::new(), |mut text, c| {
+        if obeyed(c) {
+            text.extend(c.escape_default())
+        } else {
+            text.push(c)
+        }
+        text
+    })
+}
+
 /// `0:31.0`, `1:02:03`
 pub fn duration(seconds: f64) -> String {
     let tenths = (seconds * 10.0).round() as u64;
@@ -39,23 +55,37 @@ pub fn prediction(prediction: &Prediction) -> String {
     let facts = format!(
         "{}  {} {} Hz{}  {:.0} ms",
         duration(audio.duration_s),
-        audio.codec,
+        plain(&audio.codec),
         audio.sample_rate_hz,
         if audio.padded { "  (shorter than one window, padded)" } else { "" },
         prediction.timing_ms.total,
     );
-    let mut text = format!("{}  {}\n", style(BOLD, &name), style(DIM, &facts));
-    let width = prediction.labels.iter().map(|label| label.label.chars().count()).max().unwrap_or(0);
-    for label in &prediction.labels {
+    let mut text = format!("{}  {}\n", style(BOLD, &plain(&name)), style(DIM, &facts));
+    let labels: Vec<String> = prediction.labels.iter().map(|label| plain(&label.label)).collect();
+    let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
+    for (name, label) in labels.iter().zip(&prediction.labels) {
         let filled = (f64::from(label.score.clamp(0.0, 1.0)) * BAR_WIDTH as f64).round() as usize;
         let bar = format!("{}{}", style(GREEN, &"█".repeat(filled)), style(DIM, &"░".repeat(BAR_WIDTH - filled)));
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "  {:width$}  {bar}  {:.3}", label.label, label.score);
+        let _ = writeln!(text, "  {name:width$}  {bar}  {:.3}", label.score);
     }
     text
 }
 
 /// A rejected record: its track, and why.
 pub fn reject(track: &str, class: &str, message: &str) -> String {
-    format!("{}  {}\n  {message}\n", style(BOLD, track), style(RED, &format!("rejected: {class}")))
+    let verdict = style(RED, &format!("rejected: {}", plain(class)));
+    format!("{}  {verdict}\n  {}\n", style(BOLD, &plain(track)), plain(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_obeys_nothing_that_was_published() {
+        assert_eq!(plain("a\u{1b}[2Jb\r\n\u{9b}c\u{202e}d"), "a\\u{1b}[2Jb\\r\\n\\u{9b}c\\u{202e}d");
+        assert_eq!(plain("Björk – Jóga 音"), "Björk – Jóga 音");
+        assert_eq!(reject("\u{7}", "\u{8}", "\u{1b}"), "\\u{7}  rejected: \\u{8}\n  \\u{1b}\n");
+    }
 }

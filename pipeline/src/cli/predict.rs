@@ -2,7 +2,7 @@
 
 use std::{
     future::ready,
-    io::{IsTerminal, Write},
+    io::IsTerminal,
     path::PathBuf,
     pin::Pin,
     sync::{Arc, Condvar, Mutex, PoisonError},
@@ -15,7 +15,12 @@ use tonearm_engine::{Block, Catalogue, Client, Engine, Job, Origin, Outcome, Sta
 use tonearm_models::repository;
 use tonearm_schemas::prediction::{Prediction, Source};
 
-use super::{CommandError, CommandResult, Global, files, flag, model_flags, models::load, paint, say};
+use super::{
+    CommandError, CommandResult, Global, files, flag, model_flags,
+    models::load,
+    paint,
+    say::{self, OutputError},
+};
 use crate::telemetry::log;
 
 #[derive(Args)]
@@ -59,7 +64,7 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
         flag("runtime.workers", "--workers", args.workers),
     ])?;
     log::init(if global.log.is_some() { &config.log.level } else { "error" }, config.log.json);
-    let files = files::expand(&args.files)?;
+    let files = files::expand(&args.files, false)?;
     let found = repository::find(&config.models_dir, &config.model)?;
     let model = load(&found, config.precision)?;
 
@@ -71,17 +76,20 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
             bar.set_style(style);
         }
     }
-    let printer = Printer { next: 0, waiting: Vec::new(), failed: false, json: args.json, bar: bar.clone() };
+    let printer = Printer { next: 0, waiting: Vec::new(), failed: false, output: Ok(()), json: args.json, bar: bar.clone() };
     let printer = Arc::new(Mutex::new(printer));
     let catalogue = Catalogue::new(Stages::ALL, Some(model), found.manifest, config.output, config.limits);
     let engine = Engine::start(Arc::new(catalogue), config.runtime.workers).map_err(CommandError::failed)?;
     // As many files are in memory as workers may have begun, and one more.
     let room = Room::new(2 * config.runtime.workers.get() + 1);
     for (index, file) in files.iter().enumerate() {
-        let name = file.display().to_string();
+        let name = file.path.display().to_string();
         let place = room.take();
+        if printer.lock().unwrap_or_else(PoisonError::into_inner).output.is_err() {
+            break;
+        }
         let reply = Reply { index, name: name.clone(), printer: Arc::clone(&printer), _place: place };
-        match std::fs::read(file) {
+        match std::fs::read(&file.path) {
             Ok(bytes) => engine.submit(Job {
                 origin: Origin {
                     id: name.clone(),
@@ -98,8 +106,9 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
     }
     engine.finish();
     bar.finish_and_clear();
-    let failed = printer.lock().unwrap_or_else(PoisonError::into_inner).failed;
-    if failed { Err(CommandError::Said) } else { Ok(()) }
+    let mut printer = printer.lock().unwrap_or_else(PoisonError::into_inner);
+    std::mem::replace(&mut printer.output, Ok(()))?;
+    if printer.failed { Err(CommandError::Said) } else { Ok(()) }
 }
 
 /// Hears how a file's track ends.
@@ -170,6 +179,8 @@ struct Printer {
     next: usize,
     waiting: Vec<(usize, Result<Prediction, String>)>,
     failed: bool,
+    /// An error, from when nothing more can be printed.
+    output: Result<(), OutputError>,
     json: bool,
     bar: ProgressBar,
 }
@@ -188,14 +199,14 @@ impl Printer {
     fn print_one(&mut self, result: &Result<Prediction, String>) {
         match result {
             Ok(prediction) => {
-                let mut out = std::io::stdout().lock();
-                let written = if self.json {
-                    serde_json::to_writer(&mut out, prediction).map_err(Into::into).and_then(|()| writeln!(out))
+                let text = if self.json {
+                    serde_json::to_string(prediction).map(|json| json + "\n").map_err(|e| OutputError::Failed(e.into()))
                 } else {
-                    write!(out, "{}", paint::prediction(prediction))
+                    Ok(paint::prediction(prediction))
                 };
-                // A reader that went away, such as `head`, has all it wants.
-                self.failed |= written.is_err();
+                if self.output.is_ok() {
+                    self.output = text.and_then(say::text);
+                }
             }
             Err(message) => {
                 self.failed = true;

@@ -9,12 +9,11 @@ use std::{
 };
 
 use clap::Args;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use tonearm_engine::{Catalogue, Engine};
 use tonearm_models::repository;
 use tonearm_schemas::reject::Stage;
 
-use super::{CommandError, CommandResult, Global, flag, model_flags, models::load};
+use super::{CommandError, CommandResult, Global, flag, model_flags, models::load, signals};
 use crate::{
     kafka,
     run::{self, RunError},
@@ -27,7 +26,7 @@ use crate::{
     tonearm run --brokers kafka-1:9092,kafka-2:9092 --group taggers --instance tagger-7\n  \
     tonearm run --config /etc/tonearm.toml\n  \
     tonearm run --stages decode                    one of three kinds of processes, see docs/delivery.md\n\n\
-    SIGTERM or Ctrl-C finishes what is being worked on, commits and leaves the group; a second one stops at once.")]
+    SIGTERM, SIGHUP or Ctrl-C finishes what is being worked on, commits and leaves the group; a second one stops at once.")]
 pub struct RunArgs {
     /// Consumer group
     #[arg(long, value_name = "ID")]
@@ -61,13 +60,7 @@ pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
     ])?;
     log::init(&config.log.level, config.log.json);
 
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
-        // The first signal sets the flag; with the flag set, the next one ends the process.
-        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
-            .map_err(|e| CommandError::Failed(format!("signal {signal} cannot be handled: {e}")))?;
-    }
+    let stop = signals::stop_on_signals()?;
 
     let metrics = metrics::install(&config.model.to_string()).map_err(CommandError::failed)?;
     let health = Health::default();

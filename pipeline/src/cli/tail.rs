@@ -1,11 +1,7 @@
 //! `tonearm tail`
 
 use std::{
-    io::Write,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -15,15 +11,17 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     message::{BorrowedMessage, Headers},
 };
-use signal_hook::consts::{SIGINT, SIGTERM};
 use tonearm_schemas::{prediction::Prediction, reject::header};
 
-use super::{CommandError, CommandResult, Global, paint};
+use super::{CommandError, CommandResult, Global, paint, say, signals};
 use crate::{
     config::Config,
     kafka::{self, Access, FIRST_ANSWER, Logged},
     telemetry::log,
 };
+
+/// After this long without a record it is worth saying where they are looked for.
+const SILENCE: Duration = Duration::from_secs(1);
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
@@ -45,28 +43,38 @@ pub struct TailArgs {
 pub fn main(global: &Global, args: &TailArgs) -> CommandResult {
     let config = global.config([])?;
     log::init(if global.log.is_some() { &config.log.level } else { "warn" }, config.log.json);
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(CommandError::failed)?;
-    }
+    let stop = signals::stop_on_signals()?;
 
     let topics: &[&str] =
         if args.json { &[&config.topics.predictions] } else { &[&config.topics.predictions, &config.topics.rejected] };
     let start = if args.from_beginning { Offset::Beginning } else { Offset::End };
     let consumer = follow(&config, topics, start)?;
+    let (names, began) = (topics.join(" and "), Instant::now());
+    let mut silence = Some(if args.from_beginning {
+        format!("nothing is in {names} yet; what comes is shown")
+    } else {
+        format!("showing {names} from now on; --from-beginning shows what is there")
+    });
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 && !stop.load(Ordering::Relaxed) {
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
-                let text = if args.json { json(&message) } else { pretty(&config, &message) };
-                if std::io::stdout().lock().write_all(text.as_bytes()).is_err() {
-                    // A reader that went away, such as `head`, has all it wants.
-                    return Ok(());
+                if args.json {
+                    say::bytes(&[message.payload().unwrap_or_default(), b"\n"].concat())?;
+                } else {
+                    say::text(pretty(&config, &message))?;
                 }
+                silence = None;
                 left -= 1;
             }
             Some(Err(error)) => kafka::log_error(&error, "still reading"),
-            None => {}
+            None => {
+                if began.elapsed() > SILENCE
+                    && let Some(silence) = silence.take()
+                {
+                    say::problem(silence);
+                }
+            }
         }
     }
     Ok(())
@@ -110,16 +118,17 @@ fn end(consumer: &BaseConsumer<Logged>, topic: &str, partition: i32) -> Result<O
     }
 }
 
-fn json(message: &BorrowedMessage<'_>) -> String {
-    format!("{}\n", String::from_utf8_lossy(message.payload().unwrap_or_default()))
-}
-
 /// A prediction or reject for people.
 pub fn pretty(config: &Config, message: &BorrowedMessage<'_>) -> String {
     if message.topic() == config.topics.predictions {
         match serde_json::from_slice::<Prediction>(message.payload().unwrap_or_default()) {
             Ok(prediction) => paint::prediction(&prediction),
-            Err(e) => format!("{} {}: not a prediction: {e}\n", message.partition(), message.offset()),
+            Err(e) => format!(
+                "{} {}: not a prediction: {}\n",
+                message.partition(),
+                message.offset(),
+                paint::plain(&e.to_string())
+            ),
         }
     } else {
         let header = |name: &str| {

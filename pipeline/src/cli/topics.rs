@@ -75,7 +75,7 @@ pub fn main(global: &Global, command: &TopicsCommand) -> CommandResult {
     let mut failed = Vec::new();
     for (topic, result) in wanted.iter().zip(results) {
         match result {
-            Ok(name) => say::line(format_args!("{name}: created with {} partitions", topics.partitions)),
+            Ok(name) => say::line(format_args!("{name}: created with {} partitions", topics.partitions))?,
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => existing(&cluster, topic)?,
             Err((name, code)) => failed.push((name, code)),
         }
@@ -125,8 +125,8 @@ fn wanted(config: &Config, rejected_retention_days: u32) -> Vec<Wanted<'_>> {
 fn existing(cluster: &Cluster<'_>, topic: &Wanted<'_>) -> CommandResult {
     let name = topic.name;
     match cluster.topics(&[name])?.pop() {
-        Some(Ok(found)) => say::line(format_args!("{name}: exists with {} partitions", found.partitions.len())),
-        _ => say::line(format_args!("{name}: exists")),
+        Some(Ok(found)) => say::line(format_args!("{name}: exists with {} partitions", found.partitions.len()))?,
+        _ => say::line(format_args!("{name}: exists"))?,
     }
     let found = cluster.topic_settings(name);
     let other: Vec<(&str, &String, &String)> = topic
@@ -136,14 +136,14 @@ fn existing(cluster: &Cluster<'_>, topic: &Wanted<'_>) -> CommandResult {
         .filter(|(_, wanted, found)| !is_enough(wanted, found))
         .collect();
     for (setting, wanted, found) in &other {
-        say::line(format_args!("  {setting} is {found}, not {wanted}"));
+        say::line(format_args!("  {setting} is {found}, not {wanted}"))?;
     }
     if !other.is_empty() {
         let settings: Vec<String> = other.iter().map(|(setting, wanted, _)| format!("{setting}={wanted}")).collect();
         say::line(format_args!(
             "  to change it: kafka-configs --alter --entity-type topics --entity-name {name} --add-config {}",
             settings.join(",")
-        ));
+        ))?;
     }
     Ok(())
 }

@@ -1,12 +1,11 @@
 //! Defaults ← file ← environment ← flags, merged with an eye on unknown keys and wrong types.
 
-use std::path::{Path, PathBuf};
-
-use figment::{
-    Figment, Metadata, Profile, Provider, Source,
-    providers::{Env, Format, Toml},
-    value::{Dict, Map, Tag, Value},
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
 };
+
+use toml::{Table, Value};
 
 use super::{ConfigError, DEFAULTS};
 
@@ -20,170 +19,186 @@ pub struct Override {
     pub value: String,
 }
 
-/// The sources of the configuration, lowest first.
+/// The options of all sources, each from the highest that sets it.
 #[derive(Clone)]
 pub struct Layers {
-    figment: Figment,
+    merged: Table,
+    /// Where an option was written, by its path: `from --model`. Options that are not in it have their default.
+    origins: BTreeMap<Vec<String>, String>,
 }
 
-/// Free-form tables: their keys are not checked.
-const OPEN_TABLES: [&str; 1] = ["kafka.properties"];
-/// Keys whose values may have several types; they are checked with their meaning.
-const OPEN_TYPES: [&str; 1] = ["output.labels"];
+const VARIABLES: &str = "TONEARM__";
+/// The table whose keys are not checked here.
+const OPEN_TABLE: [&str; 2] = ["kafka", "properties"];
+/// The option whose value may have several types; it is checked with its meaning.
+const OPEN_TYPE: [&str; 2] = ["output", "labels"];
 
 impl Layers {
     /// Collects the layers. `file` is the one named by the user; without it `./tonearm.toml` is read if it exists.
     ///
     /// # Errors
-    /// The named file cannot be read, or a file is not TOML.
+    /// The named file cannot be read, or is not TOML.
     pub fn collect(file: Option<&Path>, overrides: &[Override]) -> Result<Self, ConfigError> {
-        let mut figment = Figment::from(Toml::string(DEFAULTS));
+        let mut layers = Self { merged: defaults()?, origins: BTreeMap::new() };
         let default_file = PathBuf::from("tonearm.toml");
-        let file = match file {
-            Some(file) => Some(file.to_owned()),
-            None => default_file.is_file().then_some(default_file),
-        };
+        let file = file.map(Path::to_owned).or_else(|| default_file.is_file().then_some(default_file));
         if let Some(file) = file {
-            let problem =
-                |e: &dyn std::fmt::Display| ConfigError { problems: vec![format!("{}: {e}", file.display())] };
-            let text = std::fs::read_to_string(&file).map_err(|e| problem(&format!("cannot be read: {e}")))?;
-            text.parse::<toml::Table>().map_err(|e| problem(&e.to_string().trim_end()))?;
-            figment = figment.merge(Toml::file_exact(&file));
+            let origin = file.display().to_string();
+            let problem = |e: String| ConfigError { problems: vec![format!("{origin}: {e}")] };
+            let text = std::fs::read_to_string(&file).map_err(|e| problem(format!("cannot be read: {e}")))?;
+            let table = text.parse::<Table>().map_err(|e| problem(not_toml(&text, &e)))?;
+            layers.merge(&mut Vec::new(), table, &origin);
         }
-        figment = figment.merge(Env::prefixed("TONEARM__").split("__").lowercase(true));
-        for one in overrides {
-            figment = figment.merge(Flag(one.clone()));
+        for (name, value) in std::env::vars_os() {
+            let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
+            if let Some(path) = name.strip_prefix(VARIABLES) {
+                let path: Vec<String> = path.to_lowercase().split("__").map(str::to_owned).collect();
+                layers.set(path, Value::String(value.into_owned()), format!("from {name}"));
+            }
         }
-        Ok(Self { figment })
+        for Override { key, flag, value } in overrides {
+            let path = key.split('.').map(str::to_owned).collect();
+            layers.set(path, Value::String(value.clone()), format!("from {flag}"));
+        }
+        Ok(layers)
+    }
+
+    fn merge(&mut self, path: &mut Vec<String>, table: Table, origin: &str) {
+        for (key, value) in table {
+            path.push(key);
+            match value {
+                // An empty table sets nothing, and whether it may be there at all is for `checked` to say.
+                Value::Table(table) if !table.is_empty() => self.merge(path, table, origin),
+                value => self.set(path.clone(), value, origin.to_owned()),
+            }
+            path.pop();
+        }
+    }
+
+    fn set(&mut self, path: Vec<String>, value: Value, origin: String) {
+        let Some((last, parents)) = path.split_last() else { return };
+        let mut table = &mut self.merged;
+        for parent in parents {
+            let entry = table.entry(parent.clone()).or_insert_with(|| Table::new().into());
+            if !entry.is_table() {
+                *entry = Table::new().into();
+            }
+            let Value::Table(below) = entry else { return };
+            table = below;
+        }
+        if !(value.as_table().is_some_and(Table::is_empty) && table.get(last).is_some_and(Value::is_table)) {
+            table.insert(last.clone(), value);
+        }
+        self.origins.insert(path, origin);
     }
 
     /// The merged options as one table, and what is wrong with their form: unknown keys, which are left out, and values
     /// of another type than the default's, which takes their place so that the rest can be checked.
     ///
     /// # Errors
-    /// The layers cannot be merged at all.
-    pub fn merge(&self) -> Result<(toml::Table, Vec<String>), ConfigError> {
-        let fail = |e: figment::Error| ConfigError { problems: e.into_iter().map(|e| e.to_string()).collect() };
-        let merged: Dict = self.figment.extract().map_err(fail)?;
-        let defaults: Dict = Figment::from(Toml::string(DEFAULTS)).extract().map_err(fail)?;
+    /// The compiled-in defaults are not TOML, which a test rules out.
+    pub fn checked(&self) -> Result<(Table, Vec<String>), ConfigError> {
         let mut problems = Vec::new();
-        let table = self.checked("", &merged, &defaults, &mut problems);
+        let table = self.check(&mut Vec::new(), &self.merged, &defaults()?, &mut problems);
         Ok((table, problems))
     }
 
-    fn checked(&self, path: &str, merged: &Dict, defaults: &Dict, problems: &mut Vec<String>) -> toml::Table {
-        let mut table = toml::Table::new();
+    fn check(&self, path: &mut Vec<String>, merged: &Table, defaults: &Table, problems: &mut Vec<String>) -> Table {
+        let mut table = Table::new();
         for (key, value) in merged {
-            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-            let Some(default) = defaults.get(key) else {
-                let nearest = defaults.keys().min_by_key(|known| distance(known, key));
-                let hint = nearest.filter(|known| distance(known, key) <= key.len().div_ceil(3));
-                let hint = hint.map(|known| format!(", did you mean {known}?")).unwrap_or_default();
-                problems.push(format!("{path} is not an option{hint} ({})", self.written_in(&path)));
-                continue;
-            };
-            let converted = match (value, default) {
-                (Value::Dict(_, value), Value::Dict(..)) if OPEN_TABLES.contains(&path.as_str()) => {
-                    Some(toml::Value::Table(value.iter().map(|(k, v)| (k.clone(), plain(v))).collect()))
+            path.push(key.clone());
+            match (value, defaults.get(key)) {
+                (_, None) => {
+                    let nearest = defaults.keys().min_by_key(|known| strsim::levenshtein(known, key));
+                    let near = |known: &&String| strsim::levenshtein(known, key) <= key.len().div_ceil(3);
+                    let hint = nearest.filter(near).map(|known| format!(", did you mean {known}?")).unwrap_or_default();
+                    problems.push(format!("{} is not an option{hint} ({})", path.join("."), self.written_in(path)));
                 }
-                (Value::Dict(_, value), Value::Dict(_, default)) => {
-                    Some(toml::Value::Table(self.checked(&path, value, default, problems)))
+                (Value::Table(value), Some(Value::Table(default))) if *path != OPEN_TABLE => {
+                    table.insert(key.clone(), self.check(path, value, default, problems).into());
                 }
-                _ if OPEN_TYPES.contains(&path.as_str()) => Some(plain(value)),
-                (value, default) => same_type(value, default),
-            };
-            let value = converted.unwrap_or_else(|| {
-                problems.push(format!(
-                    "{path} = {} should be {}, such as {} ({})",
-                    plain(value),
-                    type_name(default),
-                    plain(default),
-                    self.written_in(&path)
-                ));
-                plain(default)
-            });
-            table.insert(key.clone(), value);
+                (value, Some(default)) => {
+                    let checked = if *path == OPEN_TYPE { any_type(value) } else { same_type(value, default) };
+                    let value = checked.unwrap_or_else(|| {
+                        let (key, should) = (path.join("."), type_name(default));
+                        let origin = self.written_in(path);
+                        problems.push(format!("{key} = {value} should be {should}, such as {default} ({origin})"));
+                        default.clone()
+                    });
+                    table.insert(key.clone(), value);
+                }
+            }
+            path.pop();
         }
         table
     }
 
-    /// Where the value of `key` was written, for messages.
-    pub fn written_in(&self, key: &str) -> String {
-        let Some(metadata) = self.figment.find_metadata(key) else {
-            return "by default".to_owned();
-        };
-        match &metadata.source {
-            Some(Source::File(path)) => path.display().to_string(),
-            Some(Source::Custom(flag)) => format!("from {flag}"),
-            _ if metadata.name.contains("environment") => {
-                format!("from TONEARM__{}", key.to_uppercase().replace('.', "__"))
-            }
-            _ => "by default".to_owned(),
-        }
+    /// Where the value at `path`, or a part of it, was written, for messages.
+    pub fn written_in(&self, path: &[impl AsRef<str>]) -> String {
+        let path: Vec<String> = path.iter().map(|part| part.as_ref().to_owned()).collect();
+        let below = self.origins.range(path.clone()..).next().filter(|(found, _)| found.starts_with(&path));
+        below.map_or_else(|| "by default".to_owned(), |(_, origin)| origin.clone())
     }
 }
 
-/// `value` in the type of `default`. What the environment holds may look like a number and be meant as text.
-fn same_type(value: &Value, default: &Value) -> Option<toml::Value> {
+fn defaults() -> Result<Table, ConfigError> {
+    DEFAULTS.parse().map_err(|e: toml::de::Error| ConfigError { problems: vec![e.message().to_owned()] })
+}
+
+/// Without the line itself, which toml's own message shows: it may hold a password.
+fn not_toml(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    format!("is not TOML in line {}, column {column}: {}", before.matches('\n').count() + 1, error.message())
+}
+
+/// `value` in the type of `default`. What comes from the environment and from flags is text.
+fn same_type(value: &Value, default: &Value) -> Option<Value> {
     match (value, default) {
-        (Value::String(..), Value::String(..))
-        | (Value::Bool(..), Value::Bool(..))
-        | (Value::Num(..), Value::Num(..)) => Some(plain(value)),
-        (Value::Num(..) | Value::Bool(..), Value::String(..)) => Some(toml::Value::String(plain(value).to_string())),
-        _ => None,
+        (Value::String(text), Value::Integer(_)) => text.trim().parse().ok().map(Value::Integer),
+        (Value::String(text), Value::Boolean(_)) => text.trim().parse().ok().map(Value::Boolean),
+        (Value::String(text), Value::Array(_)) => {
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            Some(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
+        }
+        (Value::Array(items), Value::Array(_)) => items.iter().all(Value::is_str).then(|| value.clone()),
+        (Value::Integer(_) | Value::Float(_) | Value::Boolean(_), Value::String(_)) => {
+            Some(Value::String(value.to_string()))
+        }
+        _ => value.same_type(default).then(|| value.clone()),
     }
+}
+
+/// A number that is written as text is one.
+fn any_type(value: &Value) -> Option<Value> {
+    Some(value.as_str().and_then(|text| text.trim().parse().ok()).map_or_else(|| value.clone(), Value::Integer))
 }
 
 fn type_name(value: &Value) -> &'static str {
     match value {
-        Value::String(..) => "text",
-        Value::Bool(..) => "true or false",
-        Value::Num(..) => "a whole number",
-        Value::Dict(..) => "a table",
+        Value::String(_) => "text",
+        Value::Boolean(_) => "true or false",
+        Value::Integer(_) => "a whole number",
+        Value::Array(_) => "a list of texts",
+        Value::Table(_) => "a table",
         _ => "another type",
     }
 }
 
-fn plain(value: &Value) -> toml::Value {
-    match value {
-        Value::String(_, text) => toml::Value::String(text.clone()),
-        Value::Char(_, c) => toml::Value::String(c.to_string()),
-        Value::Bool(_, b) => toml::Value::Boolean(*b),
-        Value::Num(_, number) => {
-            // figment keeps signed, unsigned and floating numbers apart.
-            let unsigned = number.to_u128().and_then(|n| i64::try_from(n).ok());
-            match number.to_i128().and_then(|n| i64::try_from(n).ok()).or(unsigned) {
-                Some(whole) => toml::Value::Integer(whole),
-                None => toml::Value::Float(number.to_f64().unwrap_or(f64::MAX)),
-            }
-        }
-        Value::Empty(..) => toml::Value::String(String::new()),
-        Value::Dict(_, dict) => toml::Value::Table(dict.iter().map(|(k, v)| (k.clone(), plain(v))).collect()),
-        Value::Array(_, items) => toml::Value::Array(items.iter().map(plain).collect()),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Edits between two keys, for "did you mean".
-fn distance(a: &str, b: &str) -> usize {
-    strsim::levenshtein(a, b)
-}
-
-struct Flag(Override);
-
-impl Provider for Flag {
-    fn metadata(&self) -> Metadata {
-        Metadata::from(self.0.flag, Source::Custom(self.0.flag.to_owned()))
+    #[test]
+    fn the_defaults_are_toml() {
+        defaults().expect("a table");
     }
 
-    fn data(&self) -> figment::Result<Map<Profile, Dict>> {
-        // As from the environment: numbers and booleans are recognised, anything else is text.
-        let value = self.0.value.parse::<Value>().unwrap_or_else(|_| Value::from(self.0.value.clone()));
-        let value = match value {
-            Value::String(..) | Value::Num(..) | Value::Bool(..) => value,
-            _ => Value::String(Tag::Default, self.0.value.clone()),
-        };
-        let nested = figment::util::nest(self.0.key, value);
-        let dict = nested.into_dict().unwrap_or_default();
-        Ok(Profile::Default.collect(dict))
+    #[test]
+    fn what_is_written_of_a_line_with_a_secret_is_where_it_is() {
+        let text = "[kafka.properties]\n\"sasl.password\" = opensesame\n";
+        let error = text.parse::<Table>().expect_err("a text without quotes");
+        let message = not_toml(text, &error);
+        assert!(message.contains("line 2, column 19") && !message.contains("opensesame"), "{message}");
     }
 }

@@ -1,6 +1,8 @@
 //! Configuration: what the user wrote (`layers`) → checked here, all problems at once → what the program uses.
 
 mod layers;
+mod properties;
+mod secret;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
@@ -10,6 +12,8 @@ use tonearm_models::repository::ModelRef;
 use tonearm_stages::infer::PrecisionChoice;
 
 pub use layers::{Layers, Override};
+pub use properties::may_be_shown;
+pub use secret::{HIDDEN, Secret};
 pub use tonearm_engine::{
     Stages,
     catalogue::{Limits, Output},
@@ -46,6 +50,8 @@ pub struct Config {
     pub precision: PrecisionChoice,
     pub models_dir: PathBuf,
     pub output: Output,
+    /// Names of headers that results carry on, besides those of tracing and CloudEvents.
+    pub pass_headers: Vec<String>,
     pub limits: Limits,
     pub runtime: Runtime,
     /// None: no admin port.
@@ -59,15 +65,36 @@ pub struct Kafka {
     pub group_id: String,
     pub instance_id: String,
     pub group_protocol: GroupProtocol,
-    /// Passed to librdkafka as they are.
-    pub properties: BTreeMap<String, String>,
+    pub missing_offsets: MissingOffsets,
+    /// Passed to librdkafka as they are. Any may be a secret.
+    pub properties: BTreeMap<String, Secret>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+impl Kafka {
+    /// `text`, which others wrote, with every value in it hidden that may not be shown.
+    pub fn without_secrets(&self, text: &str) -> String {
+        let secrets = self.properties.iter().filter(|(name, value)| !may_be_shown(name) && !value.reveal().is_empty());
+        secrets.fold(text.to_owned(), |text, (_, value)| text.replace(value.reveal(), HIDDEN))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupProtocol {
+    /// What the brokers can.
+    Auto,
     Consumer,
     Classic,
+}
+
+/// Where a partition starts that the group has no position in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MissingOffsets {
+    /// Behind the last record that has its result, or with the oldest if none has.
+    Recover,
+    Earliest,
+    Latest,
+    /// The process ends, and a person says where.
+    Stop,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -123,6 +150,7 @@ struct WrittenKafka {
     group_id: String,
     instance_id: String,
     group_protocol: String,
+    missing_offsets: String,
     #[serde(default)]
     properties: BTreeMap<String, toml::Value>,
 }
@@ -144,6 +172,7 @@ struct WrittenModels {
 struct WrittenOutput {
     labels: toml::Value,
     windows: bool,
+    pass_headers: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -207,7 +236,7 @@ impl Config {
     /// A key is unknown, or a value has the wrong type or is outside its range; every problem is named, with where it
     /// was written.
     pub fn load(layers: &Layers) -> Result<Self, ConfigError> {
-        let (table, problems) = layers.merge()?;
+        let (table, problems) = layers.checked()?;
         let written: Written =
             table.try_into().map_err(|e: toml::de::Error| ConfigError { problems: vec![e.message().to_owned()] })?;
         let mut checks = Checks { layers, problems };
@@ -227,7 +256,12 @@ struct Checks<'a> {
 
 impl Checks<'_> {
     fn problem(&mut self, key: &str, problem: impl fmt::Display) {
-        self.problems.push(format!("{key} {problem} ({})", self.layers.written_in(key)));
+        self.problem_at(&key.split('.').collect::<Vec<_>>(), problem);
+    }
+
+    /// A key in parts, which may have dots in them.
+    fn problem_at(&mut self, path: &[&str], problem: impl fmt::Display) {
+        self.problems.push(format!("{} {problem} ({})", path.join("."), self.layers.written_in(path)));
     }
 
     fn within(&mut self, key: &str, value: i64, min: i64, max: i64) -> u64 {
@@ -274,6 +308,11 @@ impl Checks<'_> {
                 None
             }
         };
+
+        let pass_headers = written.output.pass_headers;
+        if pass_headers.iter().any(String::is_empty) {
+            self.problem("output.pass_headers", "has an empty name");
+        }
 
         let limits = Limits {
             max_record_bytes: mib(self.within("limits.max_record_mib", written.limits.max_record_mib, 1, 1024)),
@@ -325,6 +364,7 @@ impl Checks<'_> {
             precision: precision?,
             models_dir: written.models.dir,
             output: Output { labels, windows: written.output.windows },
+            pass_headers,
             limits,
             runtime: Runtime {
                 stages: stages?,
@@ -352,25 +392,45 @@ impl Checks<'_> {
         let group_protocol = self.one_of(
             "kafka.group_protocol",
             &written.group_protocol,
-            &[("consumer", GroupProtocol::Consumer), ("classic", GroupProtocol::Classic)],
+            &[
+                ("auto", GroupProtocol::Auto),
+                ("consumer", GroupProtocol::Consumer),
+                ("classic", GroupProtocol::Classic),
+            ],
+        );
+        let missing_offsets = self.one_of(
+            "kafka.missing_offsets",
+            &written.missing_offsets,
+            &[
+                ("recover", MissingOffsets::Recover),
+                ("earliest", MissingOffsets::Earliest),
+                ("latest", MissingOffsets::Latest),
+                ("stop", MissingOffsets::Stop),
+            ],
         );
         let mut properties = BTreeMap::new();
         for (name, value) in std::mem::take(&mut written.properties) {
-            let text = match value {
-                toml::Value::String(text) => text,
-                toml::Value::Table(_) => {
-                    self.problem(
-                        &format!("kafka.properties.{name}"),
-                        format!("is a table; write the property's name in quotes: \"{name}.…\" = …"),
-                    );
-                    continue;
+            let secret = match &value {
+                // What `sasl.password = …` without quotes is to TOML.
+                toml::Value::Table(table) if !table.keys().any(|key| key == "env" || key == "file") => {
+                    Err(format!("is a table; write the property's name in quotes: \"{name}.…\" = …"))
                 }
-                other => other.to_string(),
+                value => secret::resolve(value),
             };
-            properties.insert(name, text);
+            match secret.and_then(|secret| properties::check(&name, &secret).map(|()| secret)) {
+                Ok(secret) => _ = properties.insert(name, secret),
+                Err(problem) => self.problem_at(&["kafka", "properties", &name], problem),
+            }
         }
         let WrittenKafka { brokers, group_id, .. } = written;
-        Some(Kafka { brokers, group_id, instance_id, group_protocol: group_protocol?, properties })
+        Some(Kafka {
+            brokers,
+            group_id,
+            instance_id,
+            group_protocol: group_protocol?,
+            missing_offsets: missing_offsets?,
+            properties,
+        })
     }
 
     fn topics(&mut self, topics: &Topics) {

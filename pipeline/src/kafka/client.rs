@@ -14,7 +14,7 @@ use rdkafka::{
 };
 
 use super::{ClientError, FIRST_ANSWER, raw_admin::Access};
-use crate::config::Kafka;
+use crate::config::{Kafka, Secret};
 
 /// When it was last said that no broker can be reached, and after how long it is worth saying again.
 static UNREACHABLE_SAID: Mutex<Option<Instant>> = Mutex::new(None);
@@ -36,14 +36,14 @@ pub fn client_config(kafka: &Kafka) -> ClientConfig {
 /// The user's properties go over ours, so they are set last.
 pub fn with_properties(mut config: ClientConfig, kafka: &Kafka) -> ClientConfig {
     for (name, value) in &kafka.properties {
-        config.set(name, value);
+        config.set(name, value.reveal());
     }
     config
 }
 
 /// What the user set a property to.
 pub(super) fn property<'a>(kafka: &'a Kafka, name: &str) -> Option<&'a str> {
-    kafka.properties.get(name).map(String::as_str)
+    kafka.properties.get(name).map(Secret::reveal)
 }
 
 /// The number of partitions of `topic`.
@@ -108,6 +108,8 @@ pub fn log_error(error: &KafkaError, reason: &str) {
                 tracing::warn!("no broker can be reached; waiting for one");
             }
         }
+        // It comes to those only who ask for it, and as what they read, too.
+        Some(RDKafkaErrorCode::PartitionEOF) => {}
         Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::Resolve) => {
             tracing::debug!("connection: {reason}");
         }

@@ -116,7 +116,7 @@ pub fn consumer(kafka: &Kafka, wake: Sender<()>) -> Result<GroupConsumer, Client
         // The loop polls while records are worked on, so this only ends a process that hangs.
         .set("max.poll.interval.ms", "300000");
     match kafka.group_protocol {
-        GroupProtocol::Consumer => client.set("group.protocol", "consumer"),
+        GroupProtocol::Auto | GroupProtocol::Consumer => client.set("group.protocol", "consumer"),
         GroupProtocol::Classic => client
             .set("group.protocol", "classic")
             .set("partition.assignment.strategy", "cooperative-sticky")
