@@ -79,7 +79,7 @@ fn rejects(topics: &Topics) -> Vec<Record> {
     for reject in &mut rejects {
         reject.topic.clear();
         reject.offset = 0;
-        reject.headers.retain(|(name, _)| name != header::TOPIC);
+        reject.headers.retain(|(name, _)| name != header::TOPIC.as_bytes());
     }
     rejects
 }
@@ -134,7 +134,7 @@ fn three_processes_give_the_results_of_one_to_the_bit() {
 fn blocks(topic: &str, kind: BlockKind) -> BTreeMap<String, Vec<BlockHead>> {
     let mut tracks: BTreeMap<String, Vec<BlockHead>> = BTreeMap::new();
     for record in read_all(topic) {
-        let text = |name: &str| record.headers.iter().find(|(key, _)| key == name)?.1.as_deref();
+        let text = |name: &str| record.headers.iter().find(|(key, _)| key == name.as_bytes())?.1.as_deref();
         let head = BlockHead::read(kind, |name| std::str::from_utf8(text(name)?).ok()).expect("a block");
         tracks.entry(head.track.id.clone()).or_default().push(head);
     }

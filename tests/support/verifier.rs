@@ -243,8 +243,8 @@ mod tests {
         let mut result = Record { offset, ..published.clone() };
         if is_broken(published) {
             let number = |number: i64| Some(number.to_string().into_bytes());
-            result.headers.push((header::PARTITION.to_owned(), number(published.partition.into())));
-            result.headers.push((header::OFFSET.to_owned(), number(published.offset)));
+            result.headers.push((header::PARTITION.into(), number(published.partition.into())));
+            result.headers.push((header::OFFSET.into(), number(published.offset)));
         } else {
             result.value = Some(prediction(published, &hash(published)));
         }
