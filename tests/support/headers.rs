@@ -9,9 +9,10 @@ use std::{
 
 use rdkafka::{
     bindings::{
-        rd_kafka_error_code, rd_kafka_error_destroy, rd_kafka_header_get_all, rd_kafka_message_headers,
-        rd_kafka_produceva, rd_kafka_vtype_t as Kind, rd_kafka_vu_s as Part, rd_kafka_vu_s__bindgen_ty_1 as Content,
-        rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 as Memory, rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_2 as Named,
+        RD_KAFKA_MSG_F_COPY, rd_kafka_error_code, rd_kafka_error_destroy, rd_kafka_header_get_all,
+        rd_kafka_message_headers, rd_kafka_produceva, rd_kafka_vtype_t as Kind, rd_kafka_vu_s as Part,
+        rd_kafka_vu_s__bindgen_ty_1 as Content, rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 as Memory,
+        rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_2 as Named,
     },
     error::RDKafkaErrorCode,
     message::BorrowedMessage,
@@ -71,7 +72,7 @@ pub fn send<C: ProducerContext<DeliveryOpaque = usize> + 'static>(
     let mut parts = vec![
         part(Kind::RD_KAFKA_VTYPE_TOPIC, Content { cstr: topic.as_ptr() }),
         part(Kind::RD_KAFKA_VTYPE_PARTITION, Content { i32_: input.partition }),
-        part(Kind::RD_KAFKA_VTYPE_MSGFLAGS, Content { i: rdkafka::bindings::RD_KAFKA_MSG_F_COPY as i32 }),
+        part(Kind::RD_KAFKA_VTYPE_MSGFLAGS, Content { i: RD_KAFKA_MSG_F_COPY }),
         part(Kind::RD_KAFKA_VTYPE_KEY, Content { mem: memory(&input.key) }),
         part(Kind::RD_KAFKA_VTYPE_VALUE, Content { mem: memory(&input.value) }),
         // 0: now

@@ -269,6 +269,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::headers::Headers;
 
     const PARTITIONS: i32 = 2;
 
@@ -394,9 +395,7 @@ mod tests {
 
     #[test]
     fn headers_and_times_of_rejects_are_compared() {
-        let theirs = |change: fn(&mut Vec<(Vec<u8>, Option<Vec<u8>>)>)| {
-            faults(|history| change(&mut history.rejected[0].headers))
-        };
+        let theirs = |change: fn(&mut Headers)| faults(|history| change(&mut history.rejected[0].headers));
         let wrong = [Fault::WrongHeaders((0, 4))];
         assert_eq!(theirs(|headers| _ = headers.remove(1)), wrong);
         assert_eq!(theirs(|headers| headers.swap(0, 1)), wrong);
