@@ -11,6 +11,7 @@ mod support {
     pub mod chance;
     pub mod chaos;
     pub mod headers;
+    pub mod models;
     pub mod program;
     pub mod records;
     pub mod verifier;
@@ -21,7 +22,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use support::{admin, answers, audio, broker, chance, chaos, headers, program, records, verifier};
+pub use support::{
+    admin, answers, audio, broker, chance, chaos, headers, models, program, records, verifier,
+};
 
 /// How long anything may take that happens at all. Generous: it is only used up by a failure, and machines get busy.
 pub const PATIENCE: Duration = Duration::from_secs(90);
