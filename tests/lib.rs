@@ -11,6 +11,7 @@ mod support {
     pub mod chance;
     pub mod chaos;
     pub mod headers;
+    pub mod imports;
     pub mod models;
     pub mod program;
     pub mod records;
@@ -23,7 +24,7 @@ use std::{
 };
 
 pub use support::{
-    admin, answers, audio, broker, chance, chaos, headers, models, program, records, verifier,
+    admin, answers, audio, broker, chance, chaos, headers, imports, models, program, records, verifier,
 };
 
 /// How long anything may take that happens at all. Generous: it is only used up by a failure, and machines get busy.
