@@ -16,8 +16,8 @@ struct Arguments {
 fn main() -> ExitCode {
     let Arguments { options } = Arguments::parse();
     println!(
-        "SEED={} DISTURBANCES={} BROKERS={} PROTOCOL={}",
-        options.seed, options.disturbances, options.brokers, options.protocol
+        "SEED={} DISTURBANCES={} BROKERS={} PROTOCOL={} POISON={}",
+        options.seed, options.disturbances, options.brokers, options.protocol, options.poison
     );
     let report = run(options);
     println!("\n{report}\n{}", folder(options.seed).display());

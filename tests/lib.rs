@@ -13,6 +13,7 @@ mod support {
     pub mod headers;
     pub mod imports;
     pub mod models;
+    pub mod poison;
     pub mod program;
     pub mod records;
     pub mod verifier;
@@ -24,7 +25,7 @@ use std::{
 };
 
 pub use support::{
-    admin, answers, audio, broker, chance, chaos, headers, imports, models, program, records, verifier,
+    admin, answers, audio, broker, chance, chaos, headers, imports, models, poison, program, records, verifier,
 };
 
 /// How long anything may take that happens at all. Generous: it is only used up by a failure, and machines get busy.
