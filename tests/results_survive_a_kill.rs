@@ -22,7 +22,7 @@ const KILLS: usize = 4;
 
 /// A process whose records keep a worker busy for a while, so that most kills meet it at work.
 fn run(topics: &Topics) -> Run {
-    Run::new(topics).model(&models::slow(Duration::from_millis(20)))
+    Run::new(topics).model(&models::slow(Duration::from_millis(10)))
 }
 
 /// Short records, every tenth of them broken.

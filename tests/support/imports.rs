@@ -7,7 +7,7 @@ use std::{
 };
 
 use syn::{
-    Attribute, ItemMod, ItemUse, UseName, UseRename, UseTree,
+    Attribute, ItemMod, ItemUse, UseName, UseRename, UseTree, Visibility,
     visit::{self, Visit},
 };
 
@@ -17,7 +17,7 @@ type Names = Vec<String>;
 /// By file, as the folder `src` names it: the files of the same crate that it imports.
 pub type Imports = BTreeMap<String, BTreeSet<String>>;
 
-/// Reads all files of the library in `src`. Tests inside of them are left out, and what stands in comments.
+/// Reads all files of the library in `src`, but for the tests in them.
 ///
 /// A file imports the file that a path in it leads to: `use super::X` that of its folder, `use self::child::X` or
 /// `use child::X` that of its child. `mod child;` imports nothing, nor does a call of `child::f()`.
@@ -94,6 +94,9 @@ impl<'ast> Visit<'ast> for Paths {
         visit::visit_path(self, path);
     }
 
+    // `pub(super)` names a place and imports nothing.
+    fn visit_visibility(&mut self, _: &'ast Visibility) {}
+
     fn visit_item_mod(&mut self, item: &'ast ItemMod) {
         let is_test = |attribute: &Attribute| {
             let list = attribute.meta.require_list().ok();
@@ -167,7 +170,7 @@ mod tests {
             ("a/c.rs", "use crate::{\n    b::{self, B},\n    d::D as E,\n};\nfn f() { super::super::e::f() }\n"),
             ("b.rs", "// use crate::a::X;\n#[cfg(test)]\nmod tests {\n    use crate::e;\n}\n"),
             ("d.rs", "use super::a::c::C;\npub(crate) use crate::Root;\n"),
-            ("e.rs", "fn e() -> crate::b::B { other_crate::a::f() }\n"),
+            ("e.rs", "pub(super) fn e() -> crate::b::B { other_crate::a::f() }\n"),
         ]);
         let imports = of(src.path());
         assert_eq!(imports["lib.rs"], set(&[]));
