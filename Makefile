@@ -1,12 +1,13 @@
 # make demo    see it work         make test    prove that it does
-# make chaos   prove it for half an hour, with processes and brokers that die; SEED=, DISTURBANCES=, BROKERS=, PROTOCOL=, POISON=
+# make chaos   prove it for half an hour, with processes and brokers that die
+#              SEED=, DISTURBANCES=, BROKERS=, KAFKA=, PROTOCOL=, POISON=
 # make build   target/release/tonearm and its models
 # make lint    formatting and clippy, as CI runs them
 # make bench   how fast it is      make bench-peers    how fast beside others; see benches/README.md
 
-.PHONY: demo test chaos build models kafka lint bench bench-peers schemas clean
+.PHONY: demo test chaos build models kafka kafka-4.3 lint bench bench-peers schemas clean
 
-demo: models kafka
+demo: models kafka-4.3
 	target/release/tonearm demo
 
 # --release: one profile for everything, so that libtorch's binding and librdkafka compile once.
@@ -26,16 +27,20 @@ build:
 models: build
 	scripts/models
 
-kafka:
+# Both versions are for the tests.
+kafka: kafka-4.3
+	scripts/kafka fetch --version 3.9
+
+kafka-4.3:
 	scripts/system-packages kafka
 	scripts/kafka fetch
 
-bench: models kafka
+bench: models kafka-4.3
 	scripts/system-packages bench
 	cargo bench --package tonearm-benches --bench decode --bench resample --bench log_mel --bench forward
 	cargo bench --package tonearm-benches --bench table -- --keep
 
-bench-peers: models kafka
+bench-peers: models kafka-4.3
 	scripts/system-packages bench
 	cargo bench --package tonearm-benches --bench table -- --peers --keep
 

@@ -2,8 +2,11 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use tonearm_tests::chaos::{Options, folder, run};
+use clap::{CommandFactory, Parser, error::ErrorKind};
+use tonearm_tests::{
+    broker::Version,
+    chaos::{Options, Protocol, folder, run},
+};
 
 /// Kills, freezes, stops and joins workers and brokers while records keep coming, and says whether every record has its
 /// one result.
@@ -15,9 +18,18 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let Arguments { options } = Arguments::parse();
+    if options.kafka == Version::V3_9 && options.protocol() == Protocol::Consumer {
+        let message = "Kafka 3.9 (KAFKA) has no groups of protocol consumer (PROTOCOL)";
+        Arguments::command().error(ErrorKind::ArgumentConflict, message).exit();
+    }
     println!(
-        "SEED={} DISTURBANCES={} BROKERS={} PROTOCOL={} POISON={}",
-        options.seed, options.disturbances, options.brokers, options.protocol, options.poison
+        "SEED={} DISTURBANCES={} BROKERS={} KAFKA={} PROTOCOL={} POISON={}",
+        options.seed,
+        options.disturbances,
+        options.brokers,
+        options.kafka,
+        options.protocol(),
+        options.poison
     );
     let report = run(options);
     println!("\n{report}\n{}", folder(options.seed).display());

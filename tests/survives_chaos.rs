@@ -2,8 +2,9 @@
 //! longer.
 
 use tonearm_tests::{
+    broker::Version,
     chance,
-    chaos::{Options, Protocol, run},
+    chaos::{Options, run},
 };
 
 #[test]
@@ -14,9 +15,15 @@ fn every_record_has_its_one_result_whatever_goes_wrong() {
     // None by default: `POISON=5 cargo test --release -p tonearm-tests --test survives_chaos` is as `make chaos`.
     let poison = std::env::var("POISON").ok().and_then(|percent| percent.parse().ok()).unwrap_or(0);
     // As many as there are cards in the deck: each kind at least once.
-    let disturbances = 13;
-    let report =
-        run(Options { seed, disturbances, brokers: 1, protocol: Protocol::Consumer, poison, spare_brokers: false });
+    let report = run(Options {
+        seed,
+        disturbances: 13,
+        brokers: 1,
+        kafka: Version::chosen(),
+        protocol: None,
+        poison,
+        spare_brokers: false,
+    });
     println!("{report}");
     assert!(report.is_exact(), "see above, and what the workers said in target/chaos/{seed}");
 }

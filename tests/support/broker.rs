@@ -1,15 +1,20 @@
 //! A real Kafka, and topics and groups on it that nobody else uses.
 
 use std::{
+    fmt::{self, Write as _},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::OnceLock,
     time::Duration,
 };
 
+use clap::ValueEnum;
 use rdkafka::{
-    ClientConfig,
-    admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication},
+    ClientConfig, Offset, TopicPartitionList,
+    admin::{
+        AdminClient, AdminOptions, AlterConfig, ConfigSource, NewPartitions, NewTopic, ResourceSpecifier,
+        TopicReplication,
+    },
     client::DefaultClientContext,
     util::Timeout,
 };
@@ -18,46 +23,188 @@ use super::chance;
 
 static CLUSTER: OnceLock<Cluster> = OnceLock::new();
 
-/// The brokers' addresses. One broker is started at the first call, and ends with the tests however they end: the same
-/// for all test programs of a `cargo test`, or one for this program where it was started by hand.
+/// The addresses for the tests' own clients, which have every right. One broker is started at the first call, and ends
+/// with the tests however they end: the same for all test programs of a `cargo test`, or one for this program where it was
+/// started by hand.
 pub fn brokers() -> &'static str {
-    let cluster = CLUSTER.get_or_init(|| {
+    &cluster().addresses
+}
+
+fn cluster() -> &'static Cluster {
+    CLUSTER.get_or_init(|| {
         let owner = match std::env::var_os("CARGO") {
             Some(_) => std::os::unix::process::parent_id(),
             None => std::process::id(),
         };
-        Cluster::start(&format!("tonearm-tests-{owner}"), owner, 1)
-    });
-    &cluster.addresses
+        Cluster::start(&format!("tonearm-tests-{owner}"), owner, Kind::default())
+    })
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Version {
+    #[value(name = "4.3")]
+    V4_3,
+    /// Classic groups only, and the transactions of before 4.0.
+    #[value(name = "3.9")]
+    V3_9,
+}
+
+impl Version {
+    /// `TONEARM_TEST_KAFKA`, by which any test runs against another version. Returns 4.3 if it is not set.
+    ///
+    /// # Panics
+    /// It names no version that there is.
+    pub fn chosen() -> Self {
+        std::env::var("TONEARM_TEST_KAFKA").map_or(Self::V4_3, |name| {
+            Self::from_str(&name, false).unwrap_or_else(|_| panic!("TONEARM_TEST_KAFKA is 4.3 or 3.9, not '{name}'"))
+        })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4_3 => "4.3",
+            Self::V3_9 => "3.9",
+        })
+    }
+}
+
+/// What brokers are like. By default it is one, of the chosen version, that anybody may do anything with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    pub version: Version,
+    /// 1 or 3.
+    pub brokers: u32,
+    /// As many copies of what is needed for transactions as Kafka wants by default, 3: no transaction starts on one broker.
+    pub stock: bool,
+    /// Whether clients need TLS, SASL and rights, see [`Cluster::properties`]. The tests' own clients do not.
+    pub secure: Option<Certificate>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certificate {
+    Valid,
+    Expired,
+}
+
+impl Default for Kind {
+    fn default() -> Self {
+        Self { version: Version::chosen(), brokers: 1, stock: false, secure: None }
+    }
 }
 
 /// Real brokers; all that is replicated has copies on each of them.
 pub struct Cluster {
-    pub brokers: u32,
+    pub kind: Kind,
+    /// Where the program comes in; [`brokers`] unless it must be secure.
+    pub clients: String,
     addresses: String,
     data: PathBuf,
 }
 
+/// What a right is about, by its name; `*` means all of them.
+#[derive(Clone, Copy, Debug)]
+pub enum Resource<'a> {
+    Topic(&'a str),
+    Group(&'a str),
+    TransactionalId(&'a str),
+}
+
 impl Cluster {
-    /// Brokers for this program alone, 1 or 3, which may do with them what it likes. From now on [`brokers`] means them.
+    /// Brokers for this program alone, which may do with them what it likes. From now on [`brokers`] means them.
     ///
     /// # Panics
     /// The program uses brokers already.
-    pub fn own(brokers: u32) -> &'static Self {
+    pub fn own(kind: Kind) -> &'static Self {
         let owner = std::process::id();
-        let cluster = Self::start(&format!("tonearm-brokers-{owner}"), owner, brokers);
+        let cluster = Self::start(&format!("tonearm-brokers-{owner}"), owner, kind);
         assert!(CLUSTER.set(cluster).is_ok(), "this program has brokers already");
         CLUSTER.get().expect("it is set")
     }
 
     /// Starts brokers whose data is under `name` in the folder for temporary files, and that end with the process `owner`.
-    fn start(name: &str, owner: u32, brokers: u32) -> Self {
+    fn start(name: &str, owner: u32, kind: Kind) -> Self {
         let data = std::env::temp_dir().join(name);
-        let numbers = [brokers.to_string(), owner.to_string()];
-        let output = script("up", &data, &["--port", "auto", "--brokers", &numbers[0], "--while", &numbers[1]]);
-        let addresses = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        assert!(output.status.success() && !addresses.is_empty(), "Kafka did not start");
-        Self { brokers, addresses, data }
+        let Kind { version, brokers, stock, secure } = kind;
+        let values = [version.to_string(), brokers.to_string(), owner.to_string()];
+        let mut arguments =
+            vec!["--port", "auto", "--version", &values[0], "--brokers", &values[1], "--while", &values[2]];
+        if stock {
+            arguments.push("--stock");
+        }
+        match secure {
+            Some(Certificate::Valid) => arguments.push("--secure"),
+            Some(Certificate::Expired) => arguments.push("--expired"),
+            None => {}
+        }
+        let output = script("up", &data, &arguments);
+        let clients = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        assert!(output.status.success() && !clients.is_empty(), "Kafka did not start");
+        let mut cluster = Self { kind, addresses: clients.clone(), clients, data };
+        if secure.is_some() {
+            cluster.addresses = cluster.properties("brokers").remove(0).1;
+        }
+        cluster
+    }
+
+    /// What librdkafka needs to come to a secure cluster as `user`: `tonearm`, who has no rights but those that were
+    /// [granted](Self::grant), or `admin`, who has every right. `bootstrap.servers` is the first.
+    pub fn properties(&self, user: &str) -> Vec<(String, String)> {
+        let path = self.data.join("secure").join(user).with_extension("properties");
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let property = |line: &str| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+        text.lines().filter_map(property).collect()
+    }
+
+    /// The configuration that lets the program come as `user`. Its address is overridden by [`Run::new`]'s: set
+    /// `kafka.brokers` to `clients`.
+    ///
+    /// [`Run::new`]: crate::program::Run::new
+    pub fn config(&self, user: &str) -> String {
+        let mut config = format!("[kafka]\nbrokers = {:?}\n[kafka.properties]\n", self.clients);
+        for (name, value) in self.properties(user).iter().skip(1) {
+            writeln!(config, "{name:?} = {value:?}").expect("text can be written to");
+        }
+        config
+    }
+
+    /// Allows the user `tonearm` operations, as Kafka's tools name them: `read`, `write`, `describe`.
+    pub fn grant(&self, operations: &[&str], on: Resource<'_>) {
+        self.rights(&["--add"], operations, on);
+    }
+
+    /// Takes a [granted](Self::grant) right back.
+    pub fn revoke(&self, operations: &[&str], on: Resource<'_>) {
+        self.rights(&["--remove", "--force"], operations, on);
+    }
+
+    fn rights(&self, change: &[&str], operations: &[&str], on: Resource<'_>) {
+        let class = match self.kind.version {
+            Version::V4_3 => "org.apache.kafka.tools.AclCommand",
+            Version::V3_9 => "kafka.admin.AclCommand",
+        };
+        let (option, name) = match on {
+            Resource::Topic(name) => ("--topic", name),
+            Resource::Group(name) => ("--group", name),
+            Resource::TransactionalId(name) => ("--transactional-id", name),
+        };
+        let mut arguments = vec![class, "--allow-principal", "User:tonearm", option, name];
+        arguments.extend(change);
+        operations.iter().for_each(|operation| arguments.extend(["--operation", operation]));
+        self.tool(&arguments);
+    }
+
+    /// Runs one of Kafka's own tools, a class and its arguments.
+    fn tool(&self, arguments: &[&str]) {
+        let output = script("tool", &self.data, arguments);
+        let said = String::from_utf8_lossy(&output.stdout);
+        // Some of them report a failure, and end with 0.
+        assert!(
+            output.status.success() && !said.contains("Error"),
+            "{arguments:?}: {}, it said: {said}",
+            output.status
+        );
     }
 
     /// Ends a broker as a power cut would; they are counted from 1.
@@ -80,7 +227,7 @@ impl Cluster {
         let metadata = admin().inner().fetch_metadata(None, Duration::from_secs(5));
         metadata.is_ok_and(|metadata| {
             let partitions = || metadata.topics().iter().flat_map(|topic| topic.partitions());
-            metadata.brokers().len() == self.brokers as usize
+            metadata.brokers().len() == self.kind.brokers as usize
                 && partitions().all(|partition| partition.leader() >= 0)
                 && partitions().all(|partition| partition.isr().len() == partition.replicas().len())
         })
@@ -90,7 +237,7 @@ impl Cluster {
 fn script(command: &str, data: &Path, arguments: &[&str]) -> Output {
     let script = crate::root().join("scripts/kafka");
     let mut call = Command::new(&script);
-    call.arg(command).args(arguments).arg("--data").arg(data).stderr(Stdio::inherit());
+    call.arg(command).arg("--data").arg(data).args(arguments).stderr(Stdio::inherit());
     call.output().unwrap_or_else(|e| panic!("{} cannot be run: {e}", script.display()))
 }
 
@@ -170,13 +317,77 @@ pub fn delete(topic: &str) {
 
 /// Makes topics with their numbers of partitions.
 pub fn create(topics: &[(&String, i32)]) {
+    make(topics.iter().map(|(name, partitions)| new_topic(name, *partitions)).collect());
+}
+
+/// Makes a topic with settings of its own.
+pub fn create_with(topic: &str, partitions: i32, settings: &[(&str, &str)]) {
+    let topic = new_topic(topic, partitions);
+    make(vec![settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value))]);
+}
+
+/// Takes a topic away and makes another of the same name.
+pub fn recreate(topic: &str, partitions: i32) {
+    delete(topic);
+    make(vec![new_topic(topic, partitions)]);
+}
+
+fn new_topic(name: &str, partitions: i32) -> NewTopic<'_> {
     // −1: as many copies as the brokers make by default, which is one on each.
-    const COPIES: TopicReplication<'_> = TopicReplication::Fixed(-1);
-    let new: Vec<NewTopic<'_>> =
-        topics.iter().map(|(name, partitions)| NewTopic::new(name, *partitions, COPIES)).collect();
-    for result in run(admin().create_topics(&new, &options())).expect("the broker answers") {
+    NewTopic::new(name, partitions, TopicReplication::Fixed(-1))
+}
+
+fn make(topics: Vec<NewTopic<'_>>) {
+    for result in run(admin().create_topics(&topics, &options())).expect("the broker answers") {
         result.unwrap_or_else(|(topic, e)| panic!("topic {topic} cannot be made: {e}"));
     }
+}
+
+/// Gives a topic more partitions: `partitions` in all.
+pub fn grow(topic: &str, partitions: usize) {
+    let change = NewPartitions::new(topic, partitions);
+    for result in run(admin().create_partitions([&change], &options())).expect("the broker answers") {
+        result.unwrap_or_else(|(topic, e)| panic!("topic {topic} cannot grow: {e}"));
+    }
+}
+
+/// Changes one setting of a topic.
+pub fn topic_config(topic: &str, key: &str, value: &str) {
+    let admin = admin();
+    let specifier = ResourceSpecifier::Topic(topic);
+    let described = run(admin.describe_configs([&specifier], &options())).expect("the broker answers").remove(0);
+    let described = described.unwrap_or_else(|e| panic!("topic {topic} cannot be described: {e}"));
+    // The request replaces all settings that the topic has of its own, so they are given again.
+    let own = described.entries.iter().filter(|entry| entry.source == ConfigSource::DynamicTopic);
+    let own = own.map(|entry| (entry.name.as_str(), entry.value.as_deref().unwrap_or_default()));
+    let change =
+        own.chain([(key, value)]).fold(AlterConfig::new(specifier), |change, (key, value)| change.set(key, value));
+    for result in run(admin.alter_configs([&change], &options())).expect("the broker answers") {
+        result.unwrap_or_else(|e| panic!("topic {topic} cannot get {key}={value}: {e:?}"));
+    }
+}
+
+/// Deletes the records of a partition whose offset is below `before`, as retention would.
+pub fn delete_records(topic: &str, partition: i32, before: i64) {
+    let mut offsets = TopicPartitionList::new();
+    offsets.add_partition_offset(topic, partition, Offset::Offset(before)).expect("an offset");
+    let deleted = run(admin().delete_records(&offsets, &options())).expect("the broker answers");
+    for partition in deleted.elements() {
+        partition.error().unwrap_or_else(|e| panic!("records of {topic} cannot be deleted: {e}"));
+    }
+}
+
+/// Deletes a group that has no members, and where it was in every topic, as its expiry would.
+pub fn delete_group(group: &str) {
+    for result in run(admin().delete_groups(&[group], &options())).expect("the broker answers") {
+        result.unwrap_or_else(|(group, e)| panic!("group {group} cannot be deleted: {e}"));
+    }
+}
+
+/// Deletes where a group was in a topic. It must have no members that read the topic.
+pub fn delete_offsets(group: &str, topic: &str) {
+    let class = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand";
+    cluster().tool(&[class, "--delete-offsets", "--group", group, "--topic", topic]);
 }
 
 fn admin() -> AdminClient<DefaultClientContext> {

@@ -27,7 +27,7 @@ use self::{
 };
 use crate::{
     PATIENCE,
-    broker::{Cluster, Topics},
+    broker::{Cluster, Kind, Topics, Version},
     records::{committed, now_ms, read_all, read_uncommitted},
     verifier::{History, ahead, verify},
 };
@@ -46,8 +46,11 @@ pub struct Options {
     /// 1 or 3; topics are on each of them, and two of three must have every record.
     #[arg(long, env = "BROKERS", default_value_t = 3)]
     pub brokers: u32,
-    #[arg(long, env = "PROTOCOL", value_enum, default_value_t)]
-    pub protocol: Protocol,
+    #[arg(long, env = "KAFKA", value_enum, default_value_t = Version::chosen())]
+    pub kafka: Version,
+    /// By default the newest that the brokers know.
+    #[arg(long, env = "PROTOCOL", value_enum)]
+    pub protocol: Option<Protocol>,
     /// Of a hundred records so many are odd: header names that are no text, no keys, large ones, times far away. Where
     /// there are some, the topics of results have limits that such results break.
     #[arg(long, env = "POISON", default_value_t = 5)]
@@ -57,9 +60,17 @@ pub struct Options {
     pub spare_brokers: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+impl Options {
+    pub fn protocol(&self) -> Protocol {
+        self.protocol.unwrap_or(match self.kafka {
+            Version::V4_3 => Protocol::Consumer,
+            Version::V3_9 => Protocol::Classic,
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Protocol {
-    #[default]
     Consumer,
     Classic,
 }
@@ -93,13 +104,13 @@ pub fn folder(seed: u64) -> PathBuf {
 /// Lets everything go wrong, and tells what came of it. Uses brokers of its own.
 pub fn run(options: Options) -> Report {
     let began = Instant::now();
-    let cluster = Cluster::own(options.brokers);
+    let cluster = Cluster::own(Kind { version: options.kafka, brokers: options.brokers, ..Kind::default() });
     let topics = Topics::new(PARTITIONS);
     topics.session_timeout(Protocol::Consumer.session_timeout());
     if options.poison > 0 {
         limits::set(&topics, options.seed);
     }
-    let crew = Crew::new(&topics, options.protocol, MEMBERS + 1, folder(options.seed));
+    let crew = Crew::new(&topics, options.protocol(), MEMBERS + 1, folder(options.seed));
     let watch = Watch::start(&topics);
     let feed = Feed::start(&topics.audio, options);
     let report = Report {
@@ -228,7 +239,7 @@ impl Chaos<'_> {
             Disturbance::Freeze => {
                 crew.excuse();
                 crew.signal(victim, Signal::SIGSTOP);
-                self.wait(self.options.protocol.session_timeout() + away);
+                self.wait(self.options.protocol().session_timeout() + away);
                 self.crew.signal(victim, Signal::SIGCONT);
                 self.crew.expect_progress(victim);
             }

@@ -12,6 +12,8 @@ use super::records::{Ends, Record, TIMESTAMP};
 
 /// The class of a reject that stands for a result which its topic refuses for good.
 const RESULT_REFUSED: &str = "result-refused";
+/// A reject with this header is not as its record came: a topic refused that. It says why, and what is left out.
+const REDUCED: &str = "tonearm.reduced";
 /// What such a reject says of a value that it leaves out.
 const VALUE_BYTES: &str = "tonearm.value.bytes";
 const VALUE_BLAKE3: &str = "tonearm.value.blake3";
@@ -183,7 +185,7 @@ pub fn verify(history: &History) -> Verdict {
     Verdict { records: published.len(), predictions: predictions.len(), rejects: rejected.len(), faults }
 }
 
-/// True for a reject of a result that its topic takes in no other form.
+/// True for a reject that stands for a result which its topic takes in no form.
 fn is_refused(reject: &Record) -> bool {
     reject.header(header::CLASS).last().is_some_and(|class| class == RESULT_REFUSED)
 }
@@ -202,9 +204,9 @@ impl Kept {
         Self { key: prediction.key == input.key, value, headers: true, time: true }
     }
 
-    /// What a topic does not take of a reject may be left out, if it is named.
+    /// What a topic does not take of a reject may be left out, if that is said.
     fn by_reject(reject: &Record, input: &Record) -> Self {
-        let refused = is_refused(reject);
+        let reduced = !reject.header(REDUCED).concat().is_empty();
         let said = |name| reject.header(name).last().cloned();
         let id = format!("{}-{}-{}", input.topic, input.partition, input.offset);
         let bytes = input.value.as_deref().unwrap_or_default().len().to_string();
@@ -219,10 +221,10 @@ impl Kept {
         let all = was.clone().count() == is.clone().count();
         let in_order = is.clone().all(|kept| was.any(|header| header == kept));
         Self {
-            key: reject.key == input.key || (refused && without_key),
-            value: reject.value == input.value || (refused && value_is_named),
-            headers: in_order && (all || refused),
-            time: reject.timestamp_ms == input.timestamp_ms || (refused && time_is_named),
+            key: reject.key == input.key || (reduced && without_key),
+            value: reject.value == input.value || (reduced && value_is_named),
+            headers: in_order && (all || reduced),
+            time: reject.timestamp_ms == input.timestamp_ms || (reduced && time_is_named),
         }
     }
 }
@@ -420,17 +422,19 @@ mod tests {
         assert_eq!(faults(replaced), []);
     }
 
-    /// Puts a reject of the class `result-refused` in the place of the first prediction, or of the first reject.
-    fn refuse(history: &mut History, broken: bool) -> &mut Record {
+    /// Puts a reject of class `result-refused` in the place of the first prediction, or makes the first reject one that is
+    /// reduced; both lack key, value and time.
+    fn reduce(history: &mut History, broken: bool) -> &mut Record {
         let published = &history.published[if broken { 4 } else { 0 }];
-        let mut reject = Record { offset: 0, ..published.clone() };
+        let mut reject = Record { offset: 0, key: None, value: None, timestamp_ms: Some(7), ..published.clone() };
         let mut say = |name: &str, text: String| reject.headers.push((name.into(), Some(text.into_bytes())));
-        say(header::CLASS, RESULT_REFUSED.to_owned());
+        say(header::CLASS, if broken { "corrupt-audio" } else { RESULT_REFUSED }.to_owned());
         say(header::PARTITION, published.partition.to_string());
         say(header::OFFSET, published.offset.to_string());
         say(VALUE_BYTES, published.value.as_ref().map_or(0, Vec::len).to_string());
         say(VALUE_BLAKE3, hash(published));
         say(TIMESTAMP, published.timestamp_ms.map_or(String::new(), |at| at.to_string()));
+        say(REDUCED, "too large".to_owned());
         if broken {
             history.rejected[0] = reject;
         } else {
@@ -441,43 +445,43 @@ mod tests {
     }
 
     #[test]
-    fn a_reject_may_stand_for_a_result_that_was_refused() {
+    fn a_reject_may_stand_for_a_refused_prediction() {
+        let whole = |history: &mut History| {
+            let published = history.published[0].clone();
+            let reject = reduce(history, false);
+            (reject.key, reject.value, reject.timestamp_ms) = (published.key, published.value, published.timestamp_ms);
+            reject.headers.retain(|(name, _)| name != REDUCED.as_bytes());
+        };
+        assert_eq!(faults(whole), []);
+    }
+
+    #[test]
+    fn a_reject_may_leave_out_what_its_topic_refuses() {
         for broken in [false, true] {
-            assert_eq!(faults(|history| _ = refuse(history, broken)), []);
-            let without_anything = |history: &mut History| {
-                let reject = refuse(history, broken);
-                (reject.key, reject.value, reject.timestamp_ms) = (None, None, Some(7));
-                reject.headers.drain(..2);
-            };
-            assert_eq!(faults(without_anything), []);
-            let offset = if broken { 4 } else { 0 };
-            assert_eq!(faults(|h| refuse(h, broken).key = Some(format!("audio-0-{offset}").into_bytes())), []);
+            assert_eq!(faults(|history| _ = reduce(history, broken)), []);
+            assert_eq!(faults(|history| _ = reduce(history, broken).headers.drain(..2)), []);
+            let id = format!("audio-0-{}", if broken { 4 } else { 0 });
+            assert_eq!(faults(|history| reduce(history, broken).key = Some(id.into_bytes())), []);
         }
     }
 
     #[test]
-    fn what_a_refused_result_leaves_out_must_be_named_as_it_was() {
-        let without = |change: &dyn Fn(&mut Record)| {
-            faults(|history| {
-                let reject = refuse(history, false);
-                (reject.key, reject.value, reject.timestamp_ms) = (None, None, Some(7));
-                change(reject);
-            })
-        };
+    fn what_a_reduced_reject_leaves_out_must_be_named_as_it_was() {
+        let reduced = |change: &dyn Fn(&mut Record)| faults(|history| change(reduce(history, false)));
         let say = |reject: &mut Record, name: &str, text: &str| {
             reject.headers.push((name.into(), Some(text.as_bytes().to_vec())));
         };
-        assert_eq!(without(&|_| {}), []);
-        assert_eq!(without(&|reject| say(reject, VALUE_BYTES, "7")), [Fault::WrongValue((0, 0))]);
-        assert_eq!(without(&|reject| say(reject, VALUE_BLAKE3, "00")), [Fault::WrongValue((0, 0))]);
-        assert_eq!(without(&|reject| reject.value = Some(b"other".to_vec())), [Fault::WrongValue((0, 0))]);
-        assert_eq!(without(&|reject| say(reject, TIMESTAMP, "7")), [Fault::WrongTime((0, 0))]);
-        assert_eq!(without(&|reject| reject.key = Some(b"other".to_vec())), [Fault::WrongKey((0, 0))]);
-        assert_eq!(without(&|reject| reject.headers[0].0 = b"other".to_vec()), [Fault::WrongHeaders((0, 0))]);
-        // Another class may leave nothing out, and takes no audio.
-        let of_another_class = without(&|reject| say(reject, header::CLASS, "corrupt-audio"));
-        let all = [Fault::WrongTopic, Fault::WrongKey, Fault::WrongValue, Fault::WrongTime].map(|fault| fault((0, 0)));
-        assert_eq!(of_another_class, all);
+        assert_eq!(reduced(&|reject| say(reject, VALUE_BYTES, "7")), [Fault::WrongValue((0, 0))]);
+        assert_eq!(reduced(&|reject| say(reject, VALUE_BLAKE3, "00")), [Fault::WrongValue((0, 0))]);
+        assert_eq!(reduced(&|reject| reject.value = Some(b"other".to_vec())), [Fault::WrongValue((0, 0))]);
+        assert_eq!(reduced(&|reject| say(reject, TIMESTAMP, "7")), [Fault::WrongTime((0, 0))]);
+        assert_eq!(reduced(&|reject| reject.key = Some(b"other".to_vec())), [Fault::WrongKey((0, 0))]);
+        assert_eq!(reduced(&|reject| reject.headers[0].0 = b"other".to_vec()), [Fault::WrongHeaders((0, 0))]);
+        // Audio that is rejected for another reason.
+        assert_eq!(reduced(&|reject| say(reject, header::CLASS, "corrupt-audio")), [Fault::WrongTopic((0, 0))]);
+        // One that does not say that something is left out.
+        let silent = reduced(&|reject| reject.headers.retain(|(name, _)| name != REDUCED.as_bytes()));
+        assert_eq!(silent, [Fault::WrongKey, Fault::WrongValue, Fault::WrongTime].map(|fault| fault((0, 0))));
     }
 
     #[test]

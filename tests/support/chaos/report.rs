@@ -81,7 +81,7 @@ impl Report {
     fn promises(&self) -> [(&'static str, Vec<Duration>, Duration); 2] {
         let takeovers = self.gaps.get(&Disturbance::KillForLong).into_iter().flatten();
         let takeovers: Vec<Duration> = takeovers.map(|gap| gap.partition).collect();
-        let bound = self.options.protocol.session_timeout() + TAKEOVER_AFTER_SESSION;
+        let bound = self.options.protocol().session_timeout() + TAKEOVER_AFTER_SESSION;
         [
             ("from ready to the first commit", self.from_ready.clone(), PROGRESS_AFTER_READY),
             ("from kill -9 to the takeover", takeovers, bound),
@@ -91,15 +91,15 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Options { seed, brokers, protocol, poison, .. } = self.options;
+        let Options { seed, brokers, kafka, poison, .. } = self.options;
         let result = if self.passed() { "passed" } else { "FAILED" };
         let disturbances: usize = self.counts.values().sum();
         let brokers = if brokers == 1 { "1 broker".to_owned() } else { format!("{brokers} brokers") };
-        let took = self.took.as_secs();
+        let (protocol, took) = (self.options.protocol(), self.took.as_secs());
         writeln!(
             f,
-            "chaos {result}: seed {seed}, {brokers}, group protocol {protocol}, {poison} % poison, {disturbances} \
-             disturbances in {took} s"
+            "chaos {result}: seed {seed}, {brokers} of Kafka {kafka}, group protocol {protocol}, \
+             {poison} % poison, {disturbances} disturbances in {took} s"
         )?;
         writeln!(f, "{}", self.verdict)?;
         writeln!(f)?;
@@ -164,6 +164,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::broker::Version;
 
     #[test]
     fn a_gap_is_the_longest_time_without_a_result() {
@@ -185,8 +186,15 @@ mod tests {
     #[test]
     fn a_promise_of_time_is_kept_by_half_of_its_cases_and_by_no_fewer_than_one() {
         let kept = |takeovers: &[u64]| {
-            let protocol = Default::default();
-            let options = Options { seed: 1, disturbances: 1, brokers: 1, protocol, poison: 0, spare_brokers: true };
+            let options = Options {
+                seed: 1,
+                disturbances: 1,
+                brokers: 1,
+                kafka: Version::V4_3,
+                protocol: None,
+                poison: 0,
+                spare_brokers: true,
+            };
             let gap = |seconds: &u64| Gap { partition: Duration::from_secs(*seconds), all: Duration::ZERO };
             let report = Report {
                 options,
