@@ -1,5 +1,6 @@
 # make demo    see it work         make test    prove that it does
-# make chaos   prove it for half an hour, with processes and brokers that die; SEED=, DISTURBANCES=, BROKERS=, KAFKA=, PROTOCOL=
+# make chaos   prove it for half an hour, with processes and brokers that die
+#              SEED=, DISTURBANCES=, BROKERS=, KAFKA=, PROTOCOL=, POISON=
 # make build   target/release/tonearm and its models
 # make lint    formatting and clippy, as CI runs them
 # make bench   how fast it is      make bench-peers    how fast beside others; see benches/README.md

@@ -23,12 +23,13 @@ fn main() -> ExitCode {
         Arguments::command().error(ErrorKind::ArgumentConflict, message).exit();
     }
     println!(
-        "SEED={} DISTURBANCES={} BROKERS={} KAFKA={} PROTOCOL={}",
+        "SEED={} DISTURBANCES={} BROKERS={} KAFKA={} PROTOCOL={} POISON={}",
         options.seed,
         options.disturbances,
         options.brokers,
         options.kafka,
-        options.protocol()
+        options.protocol(),
+        options.poison
     );
     let report = run(options);
     println!("\n{report}\n{}", folder(options.seed).display());

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use tonearm_tests::{
     audio::wav,
     broker::Topics,
-    chance,
+    chance, models,
     program::Run,
     records::{Input, Reader, committed, publish, read_all},
     wait,
@@ -21,7 +21,8 @@ fn backlog(topics: &Topics) {
 }
 
 fn run(topics: &Topics) -> Run {
-    Run::new(topics).set("runtime.delivery", "at-least-once")
+    // Slow enough that a process is killed or stopped at work.
+    Run::new(topics).model(&models::slow(Duration::from_millis(20))).set("runtime.delivery", "at-least-once")
 }
 
 fn all_committed(topics: &Topics) -> bool {

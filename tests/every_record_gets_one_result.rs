@@ -1,9 +1,6 @@
 //! Every input record ends as exactly one prediction or exactly one reject, whatever is in it.
 
-use std::{
-    collections::BTreeSet,
-    sync::{LazyLock, OnceLock},
-};
+use std::{collections::BTreeSet, fs, sync::LazyLock, sync::OnceLock};
 
 use tonearm_schemas::{
     manifest::Manifest,
@@ -13,9 +10,9 @@ use tonearm_schemas::{
 use tonearm_tests::{
     audio::{music, wav},
     broker::Topics,
+    models::{self, LABELS, WINDOW},
     program::Run,
     records::{Input, Reader, Record, publish, read_all},
-    root,
 };
 
 const PARTITIONS: i32 = 4;
@@ -33,7 +30,7 @@ fn inputs() -> Vec<Input> {
         inputs.push((expected, Input { partition, key: key.map(<[u8]>::to_vec), value, ..Input::default() }));
     };
 
-    add(good, Some(b"two windows"), Some(wav(110.0, 6.5, 16_000, 1)));
+    add(good, Some(b"two windows"), Some(wav(110.0, 0.9, 16_000, 1)));
     add(good, Some(b"stereo"), Some(wav(220.0, 1.0, 44_100, 2)));
     add(good, Some(b"a fifth of a second"), Some(wav(330.0, 0.2, 8_000, 1)));
     for (name, bytes) in music() {
@@ -68,7 +65,7 @@ fn inputs() -> Vec<Input> {
     let stamped = inputs.into_iter().enumerate().map(|(index, (expected, input))| {
         let timestamp_ms = Some(1_700_000_000_000 + index as i64);
         let mut input = trace(Input { timestamp_ms, ..input }).header(EXPECTED, expected);
-        input.headers.push(("x-null".to_owned(), None));
+        input.headers.push((b"x-null".to_vec(), None));
         // As when a reject is published again.
         input.header(header::CLASS, "from-an-earlier-life")
     });
@@ -87,7 +84,7 @@ struct Outcome {
 impl Outcome {
     fn of(inputs: Vec<Input>, topics: Topics, run: impl FnOnce(Run) -> Run) -> Self {
         let offsets = publish(&topics.audio, &inputs);
-        let running = run(Run::new(&topics)).start();
+        let running = run(Run::new(&topics).model(&models::tiny())).start();
         Reader::new(&[&topics.predictions, &topics.rejected]).take(inputs.len());
         running.stop();
         // Read again after the end: a result that came late or twice is seen as well.
@@ -140,9 +137,8 @@ fn outcome() -> &'static Outcome {
 }
 
 static MANIFEST: LazyLock<Manifest> = LazyLock::new(|| {
-    let path = root().join("models/repository/musicnn-mtt/1.0.0/model.toml");
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}: run `make models`", path.display()));
-    Manifest::parse(&text).expect("a manifest")
+    let path = models::tiny().repository.join("tiny/1.0.0/model.toml");
+    Manifest::parse(&fs::read_to_string(path).expect("a manifest")).expect("a manifest")
 });
 
 #[test]
@@ -162,7 +158,8 @@ fn each_record_becomes_what_its_bytes_deserve() {
         } else {
             result.header(header::CLASS).last().expect("a reject has a class").clone()
         };
-        let expected = input.headers.iter().find(|(name, _)| name == EXPECTED).and_then(|(_, value)| value.clone());
+        let expected =
+            input.headers.iter().find(|(name, _)| name == EXPECTED.as_bytes()).and_then(|(_, value)| value.clone());
         assert_eq!(expected, Some(became.into_bytes()), "{:?}", input.key.as_deref().map(String::from_utf8_lossy));
     }
 }
@@ -201,7 +198,7 @@ fn predictions_carry_trace_and_cloudevents_headers_and_their_own_content_type() 
             ("content-type", value(CONTENT_TYPE)),
             ("traceparent", value("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")),
         ];
-        assert_eq!(headers, expected.map(|(name, value)| (name.to_owned(), value)));
+        assert_eq!(headers, expected.map(|(name, value)| (name.as_bytes().to_vec(), value)));
     }
 }
 
@@ -232,16 +229,16 @@ fn predictions_describe_the_audio() {
     let audio = outcome().prediction_of("stereo").audio;
     assert_eq!(
         (audio.codec.as_str(), audio.sample_rate_hz, audio.channels, audio.frames, audio.padded),
-        ("pcm_s16le", 44_100, 2, 44_100, true)
+        ("pcm_s16le", 44_100, 2, 44_100, false)
     );
-    assert!(!outcome().prediction_of("two windows").audio.padded);
+    assert!(outcome().prediction_of("a fifth of a second").audio.padded);
 }
 
 #[test]
 fn predictions_name_the_model() {
     for (prediction, _) in outcome().predictions() {
         let model = &prediction.model;
-        assert_eq!((model.name.as_str(), model.version.as_str()), ("musicnn-mtt", "1.0.0"));
+        assert_eq!((model.name.as_str(), model.version.as_str()), ("tiny", "1.0.0"));
         assert_eq!(model.sha256, MANIFEST.sha256);
         assert!(["float32", "bfloat16"].contains(&model.precision.as_str()), "{}", model.precision);
     }
@@ -250,8 +247,7 @@ fn predictions_name_the_model() {
 #[test]
 fn windows_lie_one_after_the_other_in_seconds_of_the_track() {
     let windows = outcome().prediction_of("two windows").windows.expect("windows were asked for");
-    // 187 frames of 256 samples at 16 kHz.
-    let seconds = 187.0 * 256.0 / 16_000.0;
+    let seconds = WINDOW.as_secs_f64();
     let times: Vec<(f64, f64)> = windows.iter().map(|window| (window.start_s, window.end_s)).collect();
     assert_eq!(times, [(0.0, seconds), (seconds, 2.0 * seconds)]);
 }
@@ -263,10 +259,9 @@ fn labels_are_the_best_means_over_the_windows_best_first() {
         let mean = |label: usize| {
             windows.iter().map(|window| f64::from(window.scores[label])).sum::<f64>() / windows.len() as f64
         };
-        let names = &MANIFEST.output.labels;
-        let mut means: Vec<(f32, &String)> = (0..names.len()).map(|at| (mean(at) as f32, &names[at])).collect();
+        let mut means: Vec<(f32, &str)> = (0..LABELS.len()).map(|at| (mean(at) as f32, LABELS[at])).collect();
         means.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let labels: Vec<(f32, &String)> = prediction.labels.iter().map(|found| (found.score, &found.label)).collect();
+        let labels: Vec<_> = prediction.labels.iter().map(|found| (found.score, found.label.as_str())).collect();
         assert_eq!(labels, means[..3]);
         assert!(means.iter().all(|(score, _)| (0.0..=1.0).contains(score)), "{means:?}");
     }
@@ -281,7 +276,8 @@ fn rejects_are_the_original_record_with_the_reason_in_headers() {
         assert_eq!(record.value, input.value);
         assert_eq!(record.timestamp_ms, input.timestamp_ms);
         assert_eq!(record.headers[..input.headers.len()], input.headers, "the original headers come first");
-        let added: Vec<&str> = record.headers[input.headers.len()..].iter().map(|(name, _)| name.as_str()).collect();
+        let added = record.headers[input.headers.len()..].iter();
+        let added: Vec<_> = added.map(|(name, _)| String::from_utf8_lossy(name)).collect();
         assert_eq!(
             added,
             [header::TOPIC, header::PARTITION, header::OFFSET, header::STAGE, header::CLASS, header::MESSAGE]
@@ -298,8 +294,8 @@ fn all_labels_come_and_no_windows_when_configured_so() {
     let tone = Input::new(0, "tone", wav(220.0, 0.4, 16_000, 1));
     let outcome = Outcome::of(vec![tone], Topics::new(1), |run| run.set("output.labels", "all"));
     let prediction = outcome.prediction_of("tone");
-    let labels: BTreeSet<String> = prediction.labels.iter().map(|label| label.label.clone()).collect();
-    assert_eq!(labels, MANIFEST.output.labels.iter().cloned().collect());
+    let labels: BTreeSet<&str> = prediction.labels.iter().map(|label| label.label.as_str()).collect();
+    assert_eq!(labels, LABELS.into());
     assert!(prediction.labels.is_sorted_by(|a, b| a.score >= b.score));
     assert_eq!(prediction.windows, None);
     let json = String::from_utf8(outcome.predictions[0].value.clone().expect("a value")).expect("JSON is UTF-8");

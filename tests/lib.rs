@@ -10,6 +10,10 @@ mod support {
     pub mod broker;
     pub mod chance;
     pub mod chaos;
+    pub mod headers;
+    pub mod imports;
+    pub mod models;
+    pub mod poison;
     pub mod program;
     pub mod records;
     pub mod verifier;
@@ -20,7 +24,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use support::{admin, answers, audio, broker, chance, chaos, program, records, verifier};
+pub use support::{
+    admin, answers, audio, broker, chance, chaos, headers, imports, models, poison, program, records, verifier,
+};
 
 /// How long anything may take that happens at all. Generous: it is only used up by a failure, and machines get busy.
 pub const PATIENCE: Duration = Duration::from_secs(90);

@@ -9,6 +9,7 @@ use std::{
 use tonearm_tests::{
     audio::wav,
     broker::{self, Topics},
+    models,
     program::Run,
     records::{Input, Reader, publish, read_all},
     wait,
@@ -17,12 +18,17 @@ use tonearm_tests::{
 const PARTITIONS: i32 = 4;
 const MIB: u64 = 1 << 20;
 const IN_FLIGHT_MIB: u64 = 8;
-/// 0.7 s of 8 channels at 192 kHz, 2.05 MiB: as large as possible for the little there is to compute.
+/// 0.7 s of 8 channels at 192 kHz, 2.05 MiB: one window.
 const RECORD_S: f32 = 0.7;
 const RECORDS: usize = 120;
 /// What may be held beyond a process at work on one record per worker: the bytes in flight; what librdkafka reads ahead of
 /// each partition (1 MiB, and then another or the one record that is larger); 24 MiB for an allocator's gaps.
 const ALLOWED_MIB: u64 = IN_FLIGHT_MIB + PARTITIONS as u64 * (1 + 3) + 24;
+
+/// Records come faster than it can work them off.
+fn run(topics: &Topics) -> Run {
+    Run::new(topics).model(&models::slow(Duration::from_millis(20))).set("runtime.workers", 2)
+}
 
 #[test]
 fn a_backlog_far_larger_than_the_limit_is_worked_off_within_it() {
@@ -31,7 +37,7 @@ fn a_backlog_far_larger_than_the_limit_is_worked_off_within_it() {
         let record = wav(220.0, RECORD_S, 192_000, 8);
         (0..count).map(|n| Input::new(n as i32 % PARTITIONS, &format!("track-{n}"), record.clone())).collect()
     };
-    let running = Run::new(&topics).set("runtime.in_flight_mib", IN_FLIGHT_MIB).set("runtime.workers", 2).ready();
+    let running = run(&topics).set("runtime.in_flight_mib", IN_FLIGHT_MIB).ready();
     let reader = Reader::new(&[&topics.predictions]);
     // Every worker has its buffers, libtorch its memory, before anything is measured.
     const WARM_UP: usize = 8;
@@ -83,7 +89,7 @@ fn a_record_larger_than_the_limit_is_worked_on_alone() {
     let large = wav(220.0, 0.7, 192_000, 8);
     let inputs: Vec<Input> = (0..4).map(|n| Input::new(0, &format!("track-{n}"), large.clone())).collect();
     publish(&topics.audio, &inputs);
-    let running = Run::new(&topics).set("runtime.in_flight_mib", 1).start();
+    let running = run(&topics).set("runtime.in_flight_mib", 1).start();
     Reader::new(&[&topics.predictions]).take(inputs.len());
     running.stop();
 }
@@ -100,15 +106,15 @@ fn results_that_cannot_be_written_are_held_within_the_limit_until_they_can() {
             Input::new(n as i32 % PARTITIONS, &format!("track-{n}"), value)
         })
         .collect();
-    let running = Run::new(&topics).set("runtime.in_flight_mib", IN_FLIGHT_MIB).set("runtime.workers", 2).ready();
+    let running = run(&topics).set("runtime.in_flight_mib", IN_FLIGHT_MIB).ready();
     let before = running.memory("VmHWM");
     broker::delete(&topics.rejected);
     publish(&topics.audio, &inputs);
     wait("all partitions full", || {
         (running.metrics().value("tonearm_paused_partitions") == f64::from(PARTITIONS)).then_some(())
     });
-    // As long as a transaction may last, and then some: this wait is what the test is about.
-    thread::sleep(Duration::from_secs(12));
+    // Each attempt takes until results are given up, and none may leave anything behind.
+    wait("attempts in vain", || (running.metrics().value("tonearm_aborts_total") >= 3.0).then_some(()));
     let grown = running.memory("VmHWM") - before;
     assert!(grown <= ALLOWED_MIB * MIB, "grown by {} MiB, allowed are {ALLOWED_MIB}", grown / MIB);
     assert!(read_all(&topics.predictions).len() < RECORDS / 2, "it went on without the topic");

@@ -1,11 +1,13 @@
 //! The admin port says what an operator would ask: alive, ready and if not why, and every documented metric.
 
-use std::{ffi::CString, fs, net::TcpListener, os::unix::ffi::OsStrExt, path::Path, sync::OnceLock};
+use std::{fs, net::TcpListener, sync::OnceLock};
 
+use nix::{sys::stat::Mode, unistd::mkfifo};
 use tonearm_tests::{
     admin::Metrics,
     audio::wav,
     broker::Topics,
+    models,
     program::{Run, answer, command},
     records::{Input, Reader, publish, read_all},
     root, wait,
@@ -27,7 +29,7 @@ fn seen() -> &'static Seen {
     static SEEN: OnceLock<Seen> = OnceLock::new();
     SEEN.get_or_init(|| {
         let topics = Topics::new(PARTITIONS);
-        let running = Run::new(&topics).ready();
+        let running = Run::new(&topics).model(&models::tiny()).ready();
         let before = running.metrics();
         let inputs: Vec<Input> = (0..GOOD + BROKEN)
             .map(|n| {
@@ -138,25 +140,20 @@ fn counters_without_a_count_yet_are_there_as_zero() {
 fn it_is_alive_and_not_ready_while_the_model_loads() {
     let topics = Topics::new(1);
     let repository = tempfile::tempdir().expect("a folder");
-    let folder = repository.path().join("musicnn-mtt/1.0.0");
-    let original = root().join("models/repository/musicnn-mtt/1.0.0");
+    let tiny = models::tiny();
+    let original = tiny.repository.join("tiny/1.0.0");
+    let folder = repository.path().join("tiny/1.0.0");
     fs::create_dir_all(&folder).expect("a folder");
-    fs::copy(original.join("model.toml"), folder.join("model.toml")).expect("make models was run");
+    fs::copy(original.join("model.toml"), folder.join("model.toml")).expect("a manifest");
     // A model that takes as long to read as this test likes.
     let slow = folder.join("model.pt");
-    make_fifo(&slow);
-    let running = Run::new(&topics).set("models.dir", repository.path().display()).start();
+    mkfifo(&slow, Mode::S_IRUSR | Mode::S_IWUSR).expect("a named pipe can be made");
+    let running = Run::new(&topics).model(&tiny).set("models.dir", repository.path().display()).start();
     wait("a life sign", || running.get("/health/live").filter(|(status, _)| *status == 200));
     assert_eq!(running.get("/health/ready"), Some((503, "model is loading\n".to_owned())));
-    fs::write(&slow, fs::read(original.join("model.pt")).expect("make models was run")).expect("a reader");
+    fs::write(&slow, fs::read(original.join("model.pt")).expect("a model")).expect("a reader");
     running.wait_until_ready();
     running.stop();
-}
-
-fn make_fifo(path: &Path) {
-    let path = CString::new(path.as_os_str().as_bytes()).expect("a path without zero bytes");
-    // SAFETY: the path is a valid C string for the length of the call.
-    assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0, "a named pipe can be made");
 }
 
 #[test]

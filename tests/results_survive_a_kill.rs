@@ -8,6 +8,7 @@ use tonearm_tests::{
     audio::wav,
     broker::Topics,
     chance::{self, Chance},
+    models,
     program::{Run, Running},
     records::{EndsOf, Input, Positions, Reader, committed, publish, read_all},
     verifier::{History, verify},
@@ -18,6 +19,11 @@ const PARTITIONS: i32 = 4;
 const RECORDS: usize = 200;
 /// As often as fits into a minute: members that were killed keep their partitions for 3 s.
 const KILLS: usize = 4;
+
+/// A process whose records keep a worker busy for a while, so that most kills meet it at work.
+fn run(topics: &Topics) -> Run {
+    Run::new(topics).model(&models::slow(Duration::from_millis(10)))
+}
 
 /// Short records, every tenth of them broken.
 fn backlog(topics: &Topics, records: usize) {
@@ -51,7 +57,7 @@ fn end_again_and_again(end: impl Fn(Running)) {
     let topics = Topics::new(PARTITIONS);
     backlog(&topics, RECORDS);
     let instance = chance::name("instance");
-    let start = || Run::new(&topics).set("kafka.instance_id", &instance).set("runtime.commit_interval_ms", 50).start();
+    let start = || run(&topics).set("kafka.instance_id", &instance).set("runtime.commit_interval_ms", 50).start();
     let reader = Reader::new(&[&topics.predictions, &topics.rejected]);
     let mut came = 0;
     for kill in 0..KILLS {
@@ -92,7 +98,7 @@ fn kill_one_of_two_again_and_again(records: usize, kills: usize) {
     backlog(&topics, records);
     let instances = [chance::name("instance"), chance::name("instance")];
     let start = |of: usize| {
-        let run = Run::new(&topics).set("kafka.instance_id", &instances[of]).set("runtime.workers", 2);
+        let run = run(&topics).set("kafka.instance_id", &instances[of]).set("runtime.workers", 2);
         Some(run.set("runtime.commit_interval_ms", 50).start())
     };
     let mut pair = [start(0), start(1)];
@@ -134,7 +140,7 @@ fn a_process_voids_what_it_left_open_when_it_was_killed() {
     backlog(&topics, 40);
     let instance = chance::name("instance");
     // The longest there is: the brokers would give the transaction up after twice this time.
-    let run = || Run::new(&topics).set("kafka.instance_id", &instance).set("runtime.commit_interval_ms", 5_000);
+    let run = || run(&topics).set("kafka.instance_id", &instance).set("runtime.commit_interval_ms", 5_000);
     let ends = |isolation| EndsOf::new(&[&topics.predictions], PARTITIONS, isolation).now(PATIENCE).expect("an answer");
     let first = run().start();
     wait("results in a transaction", || ends("read_uncommitted").values().all(|&end| end > 0).then_some(()));
@@ -155,7 +161,7 @@ fn a_process_takes_over_from_another_that_is_killed() {
     let mut chance = Chance::new();
     let topics = Topics::new(PARTITIONS);
     topics.session_timeout(Duration::from_secs(3));
-    let (first, second) = (Run::new(&topics).ready(), Run::new(&topics).ready());
+    let (first, second) = (run(&topics).ready(), run(&topics).ready());
     // Both are at work before the first record comes.
     let partitions = |running: &Running| running.metrics().value("tonearm_assigned_partitions");
     wait("two partitions for each", || ((partitions(&first), partitions(&second)) == (2.0, 2.0)).then_some(()));
@@ -175,9 +181,9 @@ fn a_process_that_joins_or_leaves_under_load_loses_and_repeats_nothing() {
     let topics = Topics::new(PARTITIONS);
     backlog(&topics, RECORDS);
     let reader = Reader::new(&[&topics.predictions, &topics.rejected]);
-    let mut first = Run::new(&topics).start();
+    let mut first = run(&topics).start();
     reader.take(20);
-    let second = Run::new(&topics).ready();
+    let second = run(&topics).ready();
     let partitions = || second.metrics().value("tonearm_assigned_partitions");
     wait("partitions for the second process", || (partitions() == 2.0).then_some(()));
     first.signal(Signal::SIGTERM);
@@ -198,7 +204,7 @@ fn wherever_a_process_is_stopped_the_group_is_where_its_results_are() {
     let reader = Reader::new(&[&topics.predictions, &topics.rejected]);
     let positions = Positions::new(&topics.group, &topics.audio, PARTITIONS);
     // Many small transactions.
-    let running = Run::new(&topics).set("runtime.workers", 1).set("runtime.commit_interval_ms", 10).start();
+    let running = run(&topics).set("runtime.workers", 1).set("runtime.commit_interval_ms", 10).start();
     let mut results = vec![0; PARTITIONS as usize];
     while results.iter().sum::<i64>() < RECORDS as i64 {
         results[reader.take(1)[0].partition as usize] += 1;

@@ -1,11 +1,12 @@
 //! Partitions are worked on side by side: a slow record holds no other partition back, one partition with all the load uses
 //! the whole machine, and no record takes so long that its process loses its place in the group.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use tonearm_tests::{
-    audio::{long_wav, wav},
+    audio::wav,
     broker::Topics,
+    models::{self, WINDOW},
     program::{Run, Running},
     records::{Input, Reader, committed, publish, read_all},
     wait,
@@ -13,17 +14,23 @@ use tonearm_tests::{
 
 const SHORT_RECORDS: usize = 20;
 
-fn long(minutes: usize) -> Input {
-    Input::new(0, "long", long_wav(minutes))
+/// Two workers that take this long for a window.
+fn run(topics: &Topics, per_window_ms: u64) -> Run {
+    Run::new(topics).model(&models::slow(Duration::from_millis(per_window_ms))).set("runtime.workers", 2)
+}
+
+fn of_windows(partition: i32, key: &str, windows: usize) -> Input {
+    Input::new(partition, key, wav(110.0, windows as f32 * WINDOW.as_secs_f32(), 8_000, 1))
 }
 
 #[test]
 fn a_slow_record_holds_no_other_partition_back() {
     let topics = Topics::new(2);
-    let running = Run::new(&topics).set("runtime.workers", 2).ready();
-    publish(&topics.audio, &[long(120)]);
+    let running = run(&topics, 50).ready();
+    // 8 s of work, beside 1 s.
+    publish(&topics.audio, &[of_windows(0, "long", 160)]);
     wait("the long record in flight", || (running.metrics().sum("tonearm_in_flight_bytes") > 0.0).then_some(()));
-    let short = |n| Input::new(1, &format!("short-{n}"), wav(200.0 + n as f32, 0.3, 8_000, 1));
+    let short = |n| of_windows(1, &format!("short-{n}"), 1);
     publish(&topics.audio, &(0..SHORT_RECORDS).map(short).collect::<Vec<_>>());
     let first = Reader::new(&[&topics.predictions]).take(SHORT_RECORDS);
     assert!(first.iter().all(|result| result.partition == 1), "the long record was done before the short ones");
@@ -56,8 +63,8 @@ fn assert_shared(ticks: &[u64]) {
 #[test]
 fn one_long_record_is_worked_on_by_all_workers() {
     let topics = Topics::new(1);
-    let running = Run::new(&topics).set("runtime.workers", 2).ready();
-    publish(&topics.audio, &[long(40)]);
+    let running = run(&topics, 20).ready();
+    publish(&topics.audio, &[of_windows(0, "long", 100)]);
     Reader::new(&[&topics.predictions]).take(1);
     assert_shared(&worker_ticks(&running));
     running.stop();
@@ -66,8 +73,8 @@ fn one_long_record_is_worked_on_by_all_workers() {
 #[test]
 fn one_partition_with_all_the_load_uses_all_workers() {
     let topics = Topics::new(4);
-    let running = Run::new(&topics).set("runtime.workers", 2).ready();
-    let record = |n| Input::new(2, &format!("track-{n}"), wav(100.0 + n as f32, 10.0, 16_000, 1));
+    let running = run(&topics, 10).ready();
+    let record = |n| of_windows(2, &format!("track-{n}"), 6);
     publish(&topics.audio, &(0..30).map(record).collect::<Vec<_>>());
     Reader::new(&[&topics.predictions]).take(30);
     assert_shared(&worker_ticks(&running));
@@ -81,15 +88,12 @@ fn a_record_longer_than_the_poll_interval_costs_no_membership() {
     // The least that brokers allow; librdkafka wants the poll interval at least as long.
     let properties = "\"session.timeout.ms\" = 6000\n\"max.poll.interval.ms\" = 6000\n";
     fs::write(config.path(), format!("[kafka.properties]\n{properties}")).expect("a file");
-    let running = Run::new(&topics)
+    let running = run(&topics, 500)
         .config(config.path())
         .set("kafka.group_protocol", "classic")
-        // The slowest there is.
-        .set("model.name", "vgg-mtt")
-        .set("model.precision", "float32")
         .set("runtime.workers", 1)
         .ready();
-    publish(&topics.audio, &[long(120)]);
+    publish(&topics.audio, &[of_windows(0, "long", 14)]);
     let result = Reader::new(&[&topics.predictions]).take(1).remove(0).prediction();
     assert!(result.timing_ms.total > 6000.0, "it took {} ms, so this shows nothing", result.timing_ms.total);
     let metrics = running.metrics();

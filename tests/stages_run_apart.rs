@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use rdkafka::{
@@ -21,8 +21,9 @@ use tonearm_tests::{
     audio::{music, wav},
     broker::{Topics, brokers},
     chance::{self, Chance},
+    models,
     program::{Run, Running},
-    records::{Input, Reader, Record, committed, publish, read_all},
+    records::{Input, Reader, Record, committed, now_ms, publish, read_all},
     wait,
 };
 
@@ -79,7 +80,7 @@ fn rejects(topics: &Topics) -> Vec<Record> {
     for reject in &mut rejects {
         reject.topic.clear();
         reject.offset = 0;
-        reject.headers.retain(|(name, _)| name != header::TOPIC);
+        reject.headers.retain(|(name, _)| name != header::TOPIC.as_bytes());
     }
     rejects
 }
@@ -93,7 +94,7 @@ fn inputs() -> Vec<Input> {
     pieces.push(("noise".to_owned(), (0..5000u32).map(|n| (n * n % 251) as u8).collect()));
     pieces.push(("nothing".to_owned(), Vec::new()));
     // Not long ago, or the broker's retention would take the records away.
-    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_millis() as i64;
+    let now_ms = now_ms();
     let input = |(n, (name, bytes)): (usize, (String, Vec<u8>))| {
         let input = Input::new(n as i32 % 2, &name, bytes).header("traceparent", &format!("00-{n:032x}-1-01"));
         Input { timestamp_ms: Some(now_ms - n as i64), ..input }
@@ -134,7 +135,7 @@ fn three_processes_give_the_results_of_one_to_the_bit() {
 fn blocks(topic: &str, kind: BlockKind) -> BTreeMap<String, Vec<BlockHead>> {
     let mut tracks: BTreeMap<String, Vec<BlockHead>> = BTreeMap::new();
     for record in read_all(topic) {
-        let text = |name: &str| record.headers.iter().find(|(key, _)| key == name)?.1.as_deref();
+        let text = |name: &str| record.headers.iter().find(|(key, _)| key == name.as_bytes())?.1.as_deref();
         let head = BlockHead::read(kind, |name| std::str::from_utf8(text(name)?).ok()).expect("a block");
         tracks.entry(head.track.id.clone()).or_default().push(head);
     }
@@ -163,14 +164,17 @@ fn killing_any_of_the_processes_again_and_again_loses_and_repeats_nothing() {
     let is_rejected = |n: i64| n % 10 == 5;
     let inputs: Vec<Input> = (0..40)
         .map(|n| {
-            let seconds = if is_rejected(n.into()) { MAX_DURATION_S as f32 + 3.0 } else { 5.0 + (n % 7) as f32 * 10.0 };
+            let seconds = if is_rejected(n.into()) { 143.0 } else { 10.0 + (n % 7) as f32 * 20.0 };
             Input::new(n % 2, &format!("track-{n}"), wav(80.0 + n as f32, seconds, 8_000, 1))
         })
         .collect();
     publish(&topics.audio, &inputs);
     let instance = chance::name("instance");
+    let model = models::slow(Duration::from_millis(1));
     let start = |kind: usize| {
         stages(&topics, STAGES[kind])
+            .model(&model)
+            .set("limits.max_duration_s", 140)
             .set("kafka.instance_id", &instance)
             .set("runtime.commit_interval_ms", 20)
             .set("runtime.in_flight_mib", 8)

@@ -9,8 +9,9 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
 };
 use tonearm_tests::{
-    audio::{long_wav, wav},
+    audio::wav,
     broker::{Topics, brokers},
+    models::{self, WINDOW},
     program::{Run, Running},
     records::{Input, Reader, committed, publish, read_all},
     wait, wait_within,
@@ -26,21 +27,24 @@ fn short_records(topics: &Topics, count: usize) {
     publish(&topics.audio, &(0..count).map(record).collect::<Vec<_>>());
 }
 
-/// Publishes one record that takes a worker some seconds, and waits until it is being worked on.
+/// Publishes one record that takes a worker four seconds, and waits until it is being worked on.
 fn start_on_long_record(topics: &Topics, drain_timeout_ms: u64) -> Running {
-    let running = Run::new(topics).set("runtime.workers", 1).set("runtime.drain_timeout_ms", drain_timeout_ms).ready();
-    publish(&topics.audio, &[Input::new(0, "long", long_wav(90))]);
+    let model = models::slow(Duration::from_millis(400));
+    let run = Run::new(topics).model(&model).set("runtime.workers", 1);
+    let running = run.set("runtime.drain_timeout_ms", drain_timeout_ms).ready();
+    publish(&topics.audio, &[Input::new(0, "long", wav(110.0, 10.0 * WINDOW.as_secs_f32(), 8_000, 1))]);
     wait("the record in flight", || (running.metrics().sum("tonearm_in_flight_bytes") > 0.0).then_some(()));
     running
 }
 
 #[test]
 fn sigterm_under_load_commits_what_is_done_and_leaves_the_rest_to_the_next_run() {
-    const RECORDS: usize = 600;
+    const RECORDS: usize = 200;
+    let model = models::slow(Duration::from_millis(20));
     let topics = Topics::new(PARTITIONS);
     short_records(&topics, RECORDS);
     let reader = Reader::new(&[&topics.predictions]);
-    let mut first = Run::new(&topics).start();
+    let mut first = Run::new(&topics).model(&model).start();
     reader.take(8);
     first.signal(Signal::SIGTERM);
     let status = first.wait_within(Duration::from_secs(10) + MARGIN);
@@ -53,7 +57,7 @@ fn sigterm_under_load_commits_what_is_done_and_leaves_the_rest_to_the_next_run()
         assert_eq!(position.unwrap_or(0), of_partition(partition as i32), "partition {partition}");
     }
 
-    let second = Run::new(&topics).start();
+    let second = Run::new(&topics).model(&model).start();
     reader.take(RECORDS - 8);
     second.stop();
     let mut keys: Vec<String> = read_all(&topics.predictions).iter().map(|result| result.key_text()).collect();
@@ -83,7 +87,7 @@ fn a_record_that_is_not_done_in_time_is_left_to_the_next_run() {
     assert_eq!(read_all(&topics.predictions).len(), 0, "the record was done in time, so this shows nothing");
     assert_eq!(committed(&topics.group, &topics.audio, 1), [None]);
 
-    let next = Run::new(&topics).start();
+    let next = Run::new(&topics).model(&models::tiny()).start();
     Reader::new(&[&topics.predictions]).take(1);
     next.stop();
     assert_eq!(read_all(&topics.predictions).len(), 1);
@@ -107,7 +111,7 @@ fn a_second_signal_stops_at_once() {
 #[test]
 fn ctrl_c_is_as_good_as_sigterm() {
     let topics = Topics::new(1);
-    let mut running = Run::new(&topics).ready();
+    let mut running = Run::new(&topics).model(&models::tiny()).ready();
     running.signal(Signal::SIGINT);
     let status = running.wait_within(MARGIN);
     assert_eq!(status.code(), Some(0), "it ended with {status}");
@@ -119,7 +123,7 @@ fn the_group_is_empty_after_a_stop() {
     // A member that only went away would keep its partitions for this long.
     topics.session_timeout(Duration::from_secs(45));
     short_records(&topics, 8);
-    let running = Run::new(&topics).start();
+    let running = Run::new(&topics).model(&models::tiny()).start();
     Reader::new(&[&topics.predictions]).take(8);
     running.stop();
 

@@ -21,14 +21,6 @@ pub fn wav(base_hz: f32, seconds: f32, sample_rate_hz: u32, channels: u16) -> Ve
     riff(1, 16, sample_rate_hz, channels, &data)
 }
 
-/// A WAV file that is long in work and small in bytes, 28.8 MB an hour: 8 bits at 8 kHz, one second again and again. A worker
-/// takes two to ten seconds for an hour.
-pub fn long_wav(minutes: usize) -> Vec<u8> {
-    let sample = |frame: usize| 128.0 + 100.0 * (TAU * 110.0 * frame as f32 / 8_000.0).sin();
-    let second: Vec<u8> = (0..8_000).map(|frame| sample(frame) as u8).collect();
-    riff(1, 8, 8_000, 1, &second.repeat(60 * minutes))
-}
-
 /// A mono WAV file of 32-bit float PCM: the samples as they are.
 pub fn wav_of(samples: &[f32], sample_rate_hz: u32) -> Vec<u8> {
     let data: Vec<u8> = samples.iter().flat_map(|sample| sample.to_le_bytes()).collect();

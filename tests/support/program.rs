@@ -1,10 +1,12 @@
 //! The real program, as a child process.
+#![allow(unsafe_code)]
 
 use std::{
-    fs::File,
+    fs::{self, File},
     os::unix::{fs::FileExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -17,16 +19,42 @@ use super::{
     admin::{self, Metrics},
     broker::{Topics, brokers},
     chance,
+    models::Model,
 };
 use crate::{PATIENCE, wait, wait_within};
 
 /// `target/release/tonearm`, beside this program or the folder that test programs are in.
-pub fn path() -> PathBuf {
-    let test = std::env::current_exe().expect("this program has a path");
-    let folders = || test.ancestors().skip(1).take(2).map(|folder| folder.join("tonearm"));
-    folders().find(|path| path.is_file()).unwrap_or_else(|| {
-        panic!("tonearm is in neither of {:?}: run `make test`, which builds it first", folders().collect::<Vec<_>>())
+///
+/// # Panics
+/// It is not there, or is older than a file it is made from.
+pub fn path() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let test = std::env::current_exe().expect("this program has a path");
+        let folders = || test.ancestors().skip(1).take(2).map(|folder| folder.join("tonearm"));
+        let path = folders().find(|path| path.is_file()).unwrap_or_else(|| {
+            panic!("tonearm is in neither of {:?}: `make build` makes it", folders().collect::<Vec<_>>())
+        });
+        if let Some(newer) = newer_source(&path) {
+            panic!("{} is older than {}: `make build` makes it anew", path.display(), newer.display());
+        }
+        path
     })
+}
+
+/// A file that `program` is made from and that has changed since. Cargo lists them beside the program; its own Cargo.toml
+/// and Cargo.lock are not among them, since they change for other programs as well.
+fn newer_source(program: &Path) -> Option<PathBuf> {
+    let list = program.with_extension("d");
+    let text = fs::read_to_string(&list).unwrap_or_else(|e| panic!("{}: {e}: run `make build`", list.display()));
+    let (_, sources) = text.trim_end().split_once(": ").unwrap_or_else(|| panic!("{} is no list", list.display()));
+    // A space within a path is escaped.
+    let sources = sources.replace("\\ ", "\0");
+    let sources = sources.split(' ').map(|source| PathBuf::from(source.replace('\0', " ")));
+    let changed = |path: &Path| fs::metadata(path).and_then(|file| file.modified());
+    let built = changed(program).expect("the program is there");
+    // One that is gone is a change, too.
+    sources.into_iter().find(|source| !changed(source).is_ok_and(|at| at <= built))
 }
 
 /// The program with `arguments`, in the checkout's root, with none of the caller's own settings.
@@ -89,6 +117,11 @@ impl Run {
         self
     }
 
+    /// Another model than the program's own.
+    pub fn model(self, model: &Model) -> Self {
+        self.set("models.dir", model.repository.display()).set("model.name", &model.name)
+    }
+
     /// A file of options.
     pub fn config(mut self, path: &Path) -> Self {
         self.command.env("TONEARM_CONFIG", path);
@@ -138,7 +171,7 @@ impl Running {
 
     /// A figure of `/proc/PID/status`, in bytes: `VmRSS`, `VmHWM`.
     pub fn memory(&self, figure: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("the program runs");
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("the program runs");
         let line = status.lines().find(|line| line.starts_with(figure)).expect("the kernel names the figure");
         line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number of kB") * 1024
     }

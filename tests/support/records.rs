@@ -3,15 +3,15 @@
 use std::{
     collections::BTreeMap,
     sync::Mutex,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rdkafka::{
     ClientConfig, ClientContext, Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
-    message::{BorrowedMessage, DeliveryResult, Header, Headers, OwnedHeaders},
-    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+    message::{BorrowedMessage, DeliveryResult},
+    producer::{Producer, ProducerContext, ThreadedProducer},
     topic_partition_list::TopicPartitionListElem,
 };
 use tonearm_schemas::{
@@ -19,10 +19,14 @@ use tonearm_schemas::{
     reject::header,
 };
 
-use super::broker::brokers;
+use super::{
+    broker::brokers,
+    headers::{self, Headers},
+};
 use crate::PATIENCE;
 
-type Fields = Vec<(String, Option<Vec<u8>>)>;
+/// When its record was published, in a reject that its topic takes with no such time.
+pub const TIMESTAMP: &str = "tonearm.timestamp";
 
 /// A record to publish.
 #[derive(Clone, Debug, Default)]
@@ -30,7 +34,7 @@ pub struct Input {
     pub partition: i32,
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
-    pub headers: Fields,
+    pub headers: Headers,
     pub timestamp_ms: Option<i64>,
 }
 
@@ -40,7 +44,7 @@ impl Input {
     }
 
     pub fn header(mut self, name: &str, value: &str) -> Self {
-        self.headers.push((name.to_owned(), Some(value.as_bytes().to_vec())));
+        self.headers.push((name.as_bytes().to_vec(), Some(value.as_bytes().to_vec())));
         self
     }
 }
@@ -53,27 +57,26 @@ pub struct Record {
     pub offset: i64,
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
-    pub headers: Fields,
+    pub headers: Headers,
     pub timestamp_ms: Option<i64>,
 }
 
 impl Record {
-    fn of(message: &BorrowedMessage<'_>) -> Self {
-        let headers = message.headers().into_iter().flat_map(Headers::iter);
+    fn of(mut message: BorrowedMessage<'_>) -> Self {
         Self {
+            headers: headers::of(&mut message),
             topic: message.topic().to_owned(),
             partition: message.partition(),
             offset: message.offset(),
             key: message.key().map(<[u8]>::to_vec),
             value: message.payload().map(<[u8]>::to_vec),
-            headers: headers.map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect(),
             timestamp_ms: message.timestamp().to_millis(),
         }
     }
 
     /// Every value of the header `name`, as text.
     pub fn header(&self, name: &str) -> Vec<String> {
-        let named = self.headers.iter().filter(|(key, _)| key == name);
+        let named = self.headers.iter().filter(|(key, _)| key == name.as_bytes());
         named.map(|(_, value)| String::from_utf8_lossy(value.as_deref().unwrap_or_default()).into_owned()).collect()
     }
 
@@ -85,7 +88,8 @@ impl Record {
 
     /// Partition and offset of the record that this result is of.
     pub fn source(&self) -> (i32, i64) {
-        let header = |name| self.header(name).first().and_then(|text| text.parse::<i64>().ok());
+        // Those of an earlier life come first.
+        let header = |name| self.header(name).last().and_then(|text| text.parse::<i64>().ok());
         match (header(header::PARTITION), header(header::OFFSET)) {
             (Some(partition), Some(offset)) => (partition as i32, offset),
             _ => match self.prediction().source {
@@ -98,8 +102,8 @@ impl Record {
     /// When the record was published that this result is of, in milliseconds since 1970; 0 where nobody knows.
     pub fn published_ms(&self) -> i64 {
         let at = match self.header(header::OFFSET).is_empty() {
-            // A reject has its record's time.
-            false => self.timestamp_ms,
+            // A reject has its record's time, or says it.
+            false => self.header(TIMESTAMP).last().and_then(|at| at.parse().ok()).or(self.timestamp_ms),
             true => match self.prediction().source {
                 Source::Record { timestamp_ms, .. } => timestamp_ms,
                 Source::File { .. } => None,
@@ -111,6 +115,11 @@ impl Record {
     pub fn key_text(&self) -> String {
         String::from_utf8_lossy(self.key.as_deref().unwrap_or_default()).into_owned()
     }
+}
+
+/// The time, in milliseconds since 1970.
+pub fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock that is right").as_millis() as i64
 }
 
 /// Publishes `inputs` in their order and returns the offset of each, once the broker has all of them.
@@ -139,20 +148,9 @@ impl Publisher {
     }
 
     pub fn send(&mut self, input: &Input) {
-        let mut headers = OwnedHeaders::new();
-        for (key, value) in &input.headers {
-            headers = headers.insert(Header { key, value: value.as_ref() });
-        }
-        let mut record: BaseRecord<'_, [u8], [u8], usize> = BaseRecord::with_opaque_to(&self.topic, self.sent);
-        record.partition = Some(input.partition);
-        record.key = input.key.as_deref();
-        record.payload = input.value.as_deref();
-        record.timestamp = input.timestamp_ms;
-        record.headers = Some(headers);
-        while let Err((error, back)) = self.producer.send(record) {
-            assert_eq!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::QueueFull), "cannot publish: {error}");
+        while let Err(error) = headers::send(&self.producer, &self.topic, input, self.sent) {
+            assert_eq!(error, RDKafkaErrorCode::QueueFull, "cannot publish");
             std::thread::sleep(Duration::from_millis(10));
-            record = back;
         }
         self.sent += 1;
     }
@@ -223,7 +221,7 @@ impl Reader {
         let deadline = Instant::now() + patience;
         loop {
             match self.consumer.poll(deadline.saturating_duration_since(Instant::now())) {
-                Some(Ok(message)) => return Some(Record::of(&message)),
+                Some(Ok(message)) => return Some(Record::of(message)),
                 Some(Err(KafkaError::PartitionEOF(_))) => {}
                 Some(Err(error)) if is_passing(&error) => {}
                 Some(Err(error)) => panic!("cannot read results: {error}"),
@@ -268,7 +266,7 @@ fn read_to_end(reader: &Reader, topic: &str) -> Vec<Record> {
     let (mut records, mut ended) = (Vec::new(), std::collections::BTreeSet::new());
     while ended.len() < reader.partitions {
         match reader.consumer.poll(PATIENCE) {
-            Some(Ok(message)) => records.push(Record::of(&message)),
+            Some(Ok(message)) => records.push(Record::of(message)),
             Some(Err(KafkaError::PartitionEOF(partition))) => _ = ended.insert(partition),
             Some(Err(error)) if is_passing(&error) => {}
             Some(Err(error)) => panic!("cannot read {topic}: {error}"),

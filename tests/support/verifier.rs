@@ -6,7 +6,17 @@ use std::{
     fmt,
 };
 
-use super::records::{Ends, Record};
+use tonearm_schemas::reject::header;
+
+use super::records::{Ends, Record, TIMESTAMP};
+
+/// The class of a reject that stands for a result which its topic refuses for good.
+const RESULT_REFUSED: &str = "result-refused";
+/// A reject with this header is not as its record came: a topic refused that. It says why, and what is left out.
+const REDUCED: &str = "tonearm.reduced";
+/// What such a reject says of a value that it leaves out.
+const VALUE_BYTES: &str = "tonearm.value.bytes";
+const VALUE_BLAKE3: &str = "tonearm.value.blake3";
 
 /// What readers of committed records found in the end. Results have as many partitions as their input.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +48,10 @@ pub enum Fault {
     WrongPartition(Source),
     /// A reject with another value than its record, or a prediction of other bytes.
     WrongValue(Source),
+    /// A reject without some of its record's headers, or with others before its own.
+    WrongHeaders(Source),
+    /// A reject of another time than its record.
+    WrongTime(Source),
     /// A result of a record that nobody published.
     OfNothing(Source),
     /// The group is somewhere else than behind the last record of a partition.
@@ -64,6 +78,8 @@ impl fmt::Display for Fault {
             Self::WrongKey(source) => write!(f, "with another key: {}", name(source)),
             Self::WrongPartition(source) => write!(f, "in another partition: {}", name(source)),
             Self::WrongValue(source) => write!(f, "of other bytes: {}", name(source)),
+            Self::WrongHeaders(source) => write!(f, "with other headers: {}", name(source)),
+            Self::WrongTime(source) => write!(f, "of another time: {}", name(source)),
             Self::OfNothing(source) => write!(f, "a result of no record: {}", name(source)),
             Self::WrongPosition { partition, position, end } => {
                 write!(f, "the group is at {position:?} in partition {partition}, which ends at {end}")
@@ -144,15 +160,15 @@ pub fn verify(history: &History) -> Verdict {
                 Some(&behind) if behind > source => faults.push(Fault::OutOfOrder { source, behind }),
                 _ => _ = last.insert(source.0, source),
             }
-            let wrong_value = match are_rejects {
-                true => result.value != input.value,
-                false => result.prediction().audio.blake3 != hash(input),
-            };
+            let kept = if are_rejects { Kept::by_reject(result, input) } else { Kept::by_prediction(result, input) };
+            let in_wrong_topic = if are_rejects { !is_broken(input) && !is_refused(result) } else { is_broken(input) };
             for (is_wrong, fault) in [
-                (is_broken(input) != are_rejects, Fault::WrongTopic(source)),
-                (result.key != input.key, Fault::WrongKey(source)),
+                (in_wrong_topic, Fault::WrongTopic(source)),
+                (!kept.key, Fault::WrongKey(source)),
                 (result.partition != source.0, Fault::WrongPartition(source)),
-                (wrong_value, Fault::WrongValue(source)),
+                (!kept.value, Fault::WrongValue(source)),
+                (!kept.headers, Fault::WrongHeaders(source)),
+                (!kept.time, Fault::WrongTime(source)),
             ] {
                 faults.extend(is_wrong.then_some(fault));
             }
@@ -167,6 +183,50 @@ pub fn verify(history: &History) -> Verdict {
         }
     }
     Verdict { records: published.len(), predictions: predictions.len(), rejects: rejected.len(), faults }
+}
+
+/// True for a reject that stands for a result which its topic takes in no form.
+fn is_refused(reject: &Record) -> bool {
+    reject.header(header::CLASS).last().is_some_and(|class| class == RESULT_REFUSED)
+}
+
+/// Which parts of a record are in its result as they were published.
+struct Kept {
+    key: bool,
+    value: bool,
+    headers: bool,
+    time: bool,
+}
+
+impl Kept {
+    fn by_prediction(prediction: &Record, input: &Record) -> Self {
+        let value = prediction.prediction().audio.blake3 == hash(input);
+        Self { key: prediction.key == input.key, value, headers: true, time: true }
+    }
+
+    /// What a topic does not take of a reject may be left out, if that is said.
+    fn by_reject(reject: &Record, input: &Record) -> Self {
+        let reduced = !reject.header(REDUCED).concat().is_empty();
+        let said = |name| reject.header(name).last().cloned();
+        let id = format!("{}-{}-{}", input.topic, input.partition, input.offset);
+        let bytes = input.value.as_deref().unwrap_or_default().len().to_string();
+        let value_is_named =
+            reject.value.is_none() && said(VALUE_BYTES) == Some(bytes) && said(VALUE_BLAKE3) == Some(hash(input));
+        let time_is_named = said(TIMESTAMP) == input.timestamp_ms.map(|at| at.to_string());
+        let without_key = reject.key.as_ref().is_none_or(|key| key == id.as_bytes());
+        // Those of an earlier life are replaced.
+        let ours = [b"__connect.errors.".as_slice(), b"tonearm."];
+        let theirs = |(name, _): &&(Vec<u8>, _)| !ours.iter().any(|ours| name.starts_with(ours));
+        let (mut was, is) = (input.headers.iter().filter(theirs), reject.headers.iter().filter(theirs));
+        let all = was.clone().count() == is.clone().count();
+        let in_order = is.clone().all(|kept| was.any(|header| header == kept));
+        Self {
+            key: reject.key == input.key || (reduced && without_key),
+            value: reject.value == input.value || (reduced && value_is_named),
+            headers: in_order && (all || reduced),
+            time: reject.timestamp_ms == input.timestamp_ms || (reduced && time_is_named),
+        }
+    }
 }
 
 /// How predictions name the bytes they are of.
@@ -209,9 +269,9 @@ pub fn ahead(samples: &[Sample], written: &[Record]) -> Vec<Fault> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use tonearm_schemas::reject::header;
 
     use super::*;
+    use crate::headers::Headers;
 
     const PARTITIONS: i32 = 2;
 
@@ -227,8 +287,8 @@ mod tests {
                 offset,
                 key: (offset != 2).then(|| format!("{partition}-{offset}").into_bytes()),
                 value: Some(value),
-                headers: Vec::new(),
-                timestamp_ms: None,
+                headers: vec![(b"a".to_vec(), None), (b"\xff".to_vec(), Some(b"b".to_vec()))],
+                timestamp_ms: Some(1_000 + offset),
             };
             let results = if broken { &mut history.rejected } else { &mut history.predictions };
             let offset_of_result = results.len() as i64;
@@ -243,8 +303,9 @@ mod tests {
         let mut result = Record { offset, ..published.clone() };
         if is_broken(published) {
             let number = |number: i64| Some(number.to_string().into_bytes());
-            result.headers.push((header::PARTITION.to_owned(), number(published.partition.into())));
-            result.headers.push((header::OFFSET.to_owned(), number(published.offset)));
+            result.headers.push((header::CLASS.into(), Some(b"unsupported-format".to_vec())));
+            result.headers.push((header::PARTITION.into(), number(published.partition.into())));
+            result.headers.push((header::OFFSET.into(), number(published.offset)));
         } else {
             result.value = Some(prediction(published, &hash(published)));
         }
@@ -332,6 +393,95 @@ mod tests {
             history.predictions[0].value = Some(prediction(&history.published[0], &other));
         };
         assert_eq!(faults(others), [Fault::WrongValue((0, 0))]);
+    }
+
+    #[test]
+    fn headers_and_times_of_rejects_are_compared() {
+        let theirs = |change: fn(&mut Headers)| faults(|history| change(&mut history.rejected[0].headers));
+        let wrong = [Fault::WrongHeaders((0, 4))];
+        assert_eq!(theirs(|headers| _ = headers.remove(1)), wrong);
+        assert_eq!(theirs(|headers| headers.swap(0, 1)), wrong);
+        assert_eq!(theirs(|headers| headers[0].1 = Some(Vec::new())), wrong);
+        assert_eq!(theirs(|headers| headers.push((b"a".to_vec(), None))), wrong);
+        assert_eq!(faults(|history| history.rejected[0].timestamp_ms = None), [Fault::WrongTime((0, 4))]);
+    }
+
+    #[test]
+    fn what_an_earlier_life_said_of_a_record_is_replaced() {
+        let again = |history: &mut History| {
+            for headers in [&mut history.published[4].headers, &mut history.rejected[0].headers] {
+                headers.insert(0, (header::CLASS.into(), Some(b"too-long".to_vec())));
+                headers.insert(1, (header::OFFSET.into(), Some(b"77".to_vec())));
+            }
+        };
+        assert_eq!(faults(again), []);
+        let replaced = |history: &mut History| {
+            again(history);
+            history.rejected[0].headers.drain(..2);
+        };
+        assert_eq!(faults(replaced), []);
+    }
+
+    /// Puts a reject of class `result-refused` in the place of the first prediction, or makes the first reject one that is
+    /// reduced; both lack key, value and time.
+    fn reduce(history: &mut History, broken: bool) -> &mut Record {
+        let published = &history.published[if broken { 4 } else { 0 }];
+        let mut reject = Record { offset: 0, key: None, value: None, timestamp_ms: Some(7), ..published.clone() };
+        let mut say = |name: &str, text: String| reject.headers.push((name.into(), Some(text.into_bytes())));
+        say(header::CLASS, if broken { "corrupt-audio" } else { RESULT_REFUSED }.to_owned());
+        say(header::PARTITION, published.partition.to_string());
+        say(header::OFFSET, published.offset.to_string());
+        say(VALUE_BYTES, published.value.as_ref().map_or(0, Vec::len).to_string());
+        say(VALUE_BLAKE3, hash(published));
+        say(TIMESTAMP, published.timestamp_ms.map_or(String::new(), |at| at.to_string()));
+        say(REDUCED, "too large".to_owned());
+        if broken {
+            history.rejected[0] = reject;
+        } else {
+            history.predictions.remove(0);
+            history.rejected.insert(0, reject);
+        }
+        &mut history.rejected[0]
+    }
+
+    #[test]
+    fn a_reject_may_stand_for_a_refused_prediction() {
+        let whole = |history: &mut History| {
+            let published = history.published[0].clone();
+            let reject = reduce(history, false);
+            (reject.key, reject.value, reject.timestamp_ms) = (published.key, published.value, published.timestamp_ms);
+            reject.headers.retain(|(name, _)| name != REDUCED.as_bytes());
+        };
+        assert_eq!(faults(whole), []);
+    }
+
+    #[test]
+    fn a_reject_may_leave_out_what_its_topic_refuses() {
+        for broken in [false, true] {
+            assert_eq!(faults(|history| _ = reduce(history, broken)), []);
+            assert_eq!(faults(|history| _ = reduce(history, broken).headers.drain(..2)), []);
+            let id = format!("audio-0-{}", if broken { 4 } else { 0 });
+            assert_eq!(faults(|history| reduce(history, broken).key = Some(id.into_bytes())), []);
+        }
+    }
+
+    #[test]
+    fn what_a_reduced_reject_leaves_out_must_be_named_as_it_was() {
+        let reduced = |change: &dyn Fn(&mut Record)| faults(|history| change(reduce(history, false)));
+        let say = |reject: &mut Record, name: &str, text: &str| {
+            reject.headers.push((name.into(), Some(text.as_bytes().to_vec())));
+        };
+        assert_eq!(reduced(&|reject| say(reject, VALUE_BYTES, "7")), [Fault::WrongValue((0, 0))]);
+        assert_eq!(reduced(&|reject| say(reject, VALUE_BLAKE3, "00")), [Fault::WrongValue((0, 0))]);
+        assert_eq!(reduced(&|reject| reject.value = Some(b"other".to_vec())), [Fault::WrongValue((0, 0))]);
+        assert_eq!(reduced(&|reject| say(reject, TIMESTAMP, "7")), [Fault::WrongTime((0, 0))]);
+        assert_eq!(reduced(&|reject| reject.key = Some(b"other".to_vec())), [Fault::WrongKey((0, 0))]);
+        assert_eq!(reduced(&|reject| reject.headers[0].0 = b"other".to_vec()), [Fault::WrongHeaders((0, 0))]);
+        // Audio that is rejected for another reason.
+        assert_eq!(reduced(&|reject| say(reject, header::CLASS, "corrupt-audio")), [Fault::WrongTopic((0, 0))]);
+        // One that does not say that something is left out.
+        let silent = reduced(&|reject| reject.headers.retain(|(name, _)| name != REDUCED.as_bytes()));
+        assert_eq!(silent, [Fault::WrongKey, Fault::WrongValue, Fault::WrongTime].map(|fault| fault((0, 0))));
     }
 
     #[test]

@@ -208,7 +208,7 @@ fn describe(entry: &Atom<'_>) -> Result<Description, Fault> {
             })
         }
         b"enca" | b"drms" | b"p608" => Err(unsupported("MP4 holds encrypted audio (DRM), which is not decoded")),
-        b"Opus" => Err(unsupported("Opus is not decoded yet (in MP4)")),
+        b"Opus" => Err(unsupported("Opus is not decoded (in MP4)")),
         b"ac-3" | b"ec-3" | b"ac-4" => {
             Err(unsupported("MP4 holds Dolby audio (AC-3); AAC-LC, ALAC and FLAC are decoded in MP4"))
         }

@@ -98,7 +98,7 @@ pub fn open(bytes: &[u8], at: usize) -> Result<Opened<'_>, Fault> {
             [0x01, b'v', b'o', b'r', b'b', b'i', b's', ..] => return vorbis::open(packets()),
             [0x7F, b'F', b'L', b'A', b'C', ..] => return open_flac(packets()),
             [b'O', b'p', b'u', b's', b'H', b'e', b'a', b'd', ..] => {
-                return Err(unsupported("Opus is not decoded yet (in Ogg)"));
+                return Err(unsupported("Opus is not decoded (in Ogg)"));
             }
             [b'S', b'p', b'e', b'e', b'x', ..] => return Err(unsupported("Speex is not decoded (in Ogg)")),
             [0x80, b't', b'h', b'e', b'o', b'r', b'a', ..] => others.push("Theora video"),

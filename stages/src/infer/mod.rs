@@ -83,8 +83,8 @@ impl fmt::Display for Precision {
 /// The arithmetic a user asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrecisionChoice {
-    /// bfloat16 where the CPU multiplies it natively and the manifest says that the model's scores keep within
-    /// [`MAX_DIFFERENCE`] of float32's; else float32.
+    /// bfloat16 if the CPU multiplies it natively and the manifest says that the model
+    /// [keeps its scores](Manifest::keeps_scores_in_bfloat16); else float32.
     Auto,
     Only(Precision),
 }

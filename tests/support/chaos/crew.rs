@@ -13,12 +13,13 @@ use crate::{
     PATIENCE,
     admin::Metrics,
     broker::Topics,
+    models,
     program::{Run, Running},
 };
 
 /// As supervisors do, not at once.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
-/// After something that may end a worker, it may take until the end of a transaction to find out: 10 s, and a margin.
+/// After something that may end a worker, it may take until a broker is back and a transaction is given up to find out.
 const EXCUSED_FOR: Duration = Duration::from_secs(60);
 
 /// One instance, and the process that is it at the moment.
@@ -80,6 +81,8 @@ impl<'t> Crew<'t> {
         member.restart_at = None;
         member.starts += 1;
         let running = Run::new(self.topics)
+            // Some work is always begun; a track of 15 s takes longer than a commit interval.
+            .model(&models::slow(Duration::from_millis(10)))
             .set("kafka.instance_id", &member.name)
             .set("kafka.group_protocol", self.protocol)
             // One worker cannot bring the order into disorder.

@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
-use super::PARTITIONS;
+use super::{Options, PARTITIONS};
 use crate::{
     audio::wav,
     chance::Chance,
+    poison::{self, noise},
     records::{Input, Publisher},
 };
 
@@ -26,7 +27,7 @@ pub struct Feed {
 }
 
 impl Feed {
-    pub fn start(topic: &str, seed: u64) -> Self {
+    pub fn start(topic: &str, Options { seed, poison, .. }: Options) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut publisher = Publisher::new(topic);
         let stopped = Arc::clone(&stop);
@@ -36,7 +37,9 @@ impl Feed {
                 if stopped.load(Ordering::Relaxed) {
                     break;
                 }
-                publisher.send(&record(n, &mut chance));
+                let partition = n as i32 % PARTITIONS;
+                let record = if chance.below(100) < poison { poison::any } else { record };
+                publisher.send(&record(n, partition, &mut chance));
                 std::thread::sleep(PERIOD);
             }
             publisher.finish().len()
@@ -52,7 +55,7 @@ impl Feed {
 }
 
 /// Mostly short music; some of it longer than a commit interval, some of it noise, some without a key.
-fn record(n: i32, chance: &mut Chance) -> Input {
+fn record(n: usize, partition: i32, chance: &mut Chance) -> Input {
     let hz = 80.0 + (n % 400) as f32;
     let value = match chance.below(40) {
         0 => wav(hz, 15.0, 8_000, 1),
@@ -61,10 +64,5 @@ fn record(n: i32, chance: &mut Chance) -> Input {
         _ => wav(hz, 0.3, 8_000, 1),
     };
     let key = (chance.below(10) > 0).then(|| format!("track-{n}").into_bytes());
-    Input { partition: n % PARTITIONS, key, value: Some(value), ..Input::default() }
-}
-
-fn noise(bytes: usize, chance: &mut Chance) -> Vec<u8> {
-    // No container starts with a zero byte and this many different ones.
-    std::iter::once(0).chain((1..bytes).map(|_| chance.below(256) as u8)).collect()
+    Input { partition, key, value: Some(value), ..Input::default() }
 }

@@ -82,7 +82,7 @@ pub fn plan(seed: u64, count: usize, brokers: usize) -> Vec<Step> {
             _ => chance.below(MEMBERS as u64 + u64::from(guest)) as usize,
         };
         let away_ms = match disturbance {
-            // One in four stays away longer than a transaction may last, which is 10 s.
+            // One in four stays away longer than a transaction may last, which is 5 s and the commit interval.
             KillBroker if chance.below(4) == 0 => 12_000 + chance.below(3_000),
             KillBroker => chance.below(4_000),
             _ => chance.below(2_000),
@@ -91,7 +91,8 @@ pub fn plan(seed: u64, count: usize, brokers: usize) -> Vec<Step> {
         if let (KillForLong | Replace | KillBroker, Some(before)) = (disturbance, steps.last_mut()) {
             before.settles = true;
         }
-        let settles = chance.below(5) > 0 || disturbance == KillBroker;
+        // The time of a takeover is a promise, so each is measured.
+        let settles = chance.below(5) > 0 || matches!(disturbance, KillBroker | KillForLong);
         steps.push(Step { disturbance, victim, pause_ms: chance.below(2_000), away_ms, settles });
     }
     if let Some(last) = steps.last_mut() {

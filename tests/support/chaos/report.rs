@@ -64,11 +64,14 @@ impl Report {
         self.verdict.faults.is_empty() && self.faults.is_empty()
     }
 
-    /// The promises of time that half of the cases or more did not keep: single ones may be the machine's fault.
+    /// The promises of time that were not measured, or that half of the cases or more did not keep: single ones may be the
+    /// machine's fault.
     fn late(&self) -> Vec<String> {
         let mut late = Vec::new();
         for (what, times, bound) in self.promises() {
-            if median(&times) > bound {
+            if times.is_empty() {
+                late.push(format!("{what}: never measured"));
+            } else if median(&times) > bound {
                 late.push(format!("{what}: {} is over {}", seconds(median(&times)), seconds(bound)));
             }
         }
@@ -88,7 +91,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Options { seed, brokers, kafka, .. } = self.options;
+        let Options { seed, brokers, kafka, poison, .. } = self.options;
         let result = if self.passed() { "passed" } else { "FAILED" };
         let disturbances: usize = self.counts.values().sum();
         let brokers = if brokers == 1 { "1 broker".to_owned() } else { format!("{brokers} brokers") };
@@ -96,7 +99,7 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "chaos {result}: seed {seed}, {brokers} of Kafka {kafka}, group protocol {protocol}, \
-             {disturbances} disturbances in {took} s"
+             {poison} % poison, {disturbances} disturbances in {took} s"
         )?;
         writeln!(f, "{}", self.verdict)?;
         writeln!(f)?;
@@ -161,6 +164,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::broker::Version;
 
     #[test]
     fn a_gap_is_the_longest_time_without_a_result() {
@@ -177,6 +181,36 @@ mod tests {
         assert_eq!(gap(6, 9), (5, 4), "it began before, and one goes on");
         assert_eq!(gap(11, 20), (9, 9), "nothing came");
         assert_eq!(gap(0, 2), (2, 1));
+    }
+
+    #[test]
+    fn a_promise_of_time_is_kept_by_half_of_its_cases_and_by_no_fewer_than_one() {
+        let kept = |takeovers: &[u64]| {
+            let options = Options {
+                seed: 1,
+                disturbances: 1,
+                brokers: 1,
+                kafka: Version::V4_3,
+                protocol: None,
+                poison: 0,
+                spare_brokers: true,
+            };
+            let gap = |seconds: &u64| Gap { partition: Duration::from_secs(*seconds), all: Duration::ZERO };
+            let report = Report {
+                options,
+                took: Duration::ZERO,
+                verdict: Default::default(),
+                counts: Default::default(),
+                gaps: [(Disturbance::KillForLong, takeovers.iter().map(gap).collect())].into(),
+                gaps_of_several: Vec::new(),
+                from_ready: vec![Duration::from_secs(1)],
+                restarts: Vec::new(),
+                faults: Vec::new(),
+            };
+            report.passed()
+        };
+        assert!(kept(&[4]) && kept(&[4, 5, 60]));
+        assert!(!kept(&[4, 60, 60]) && !kept(&[60]) && !kept(&[]));
     }
 
     #[test]

@@ -1,0 +1,134 @@
+//! Models made on the spot, for tests that ask nothing of scores but that they are a record's own. A TorchScript archive is
+//! a zip of text and a pickle, so making one takes neither Python nor libtorch.
+
+use std::{
+    fs,
+    io::{Cursor, Write},
+    path::PathBuf,
+    time::Duration,
+};
+
+use sha2::{Digest, Sha256};
+use tonearm_schemas::manifest::{
+    AudioSpec, Channels, FILE_NAME, FeatureSpec, LogBase, LogMelSpec, LogSpec, Manifest, MelNorm, MelScale, OutputKind,
+    OutputSpec, Padding, ResamplerKind, SCHEMA, Short, Tail, WindowFunction, WindowSpec,
+};
+use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
+
+/// Of one window.
+pub const WINDOW: Duration = Duration::from_millis(400);
+pub const SAMPLE_RATE_HZ: u32 = 8_000;
+const HOP: usize = 32;
+/// Frames of a window.
+pub const FRAMES: usize = SAMPLE_RATE_HZ as usize * 4 / 10 / HOP;
+pub const BANDS: usize = 16;
+pub const LABELS: [&str; 4] = ["lowest", "low", "high", "highest"];
+
+/// The mean of each quarter of the bands, `[1 × labels]`, in operations that the program compiles.
+pub const MEANS: &str = "torch.mean(torch.reshape(x, [1, 100, 4, 4]), [1, 3])";
+
+/// A model in a repository of its own.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub name: String,
+    pub repository: PathBuf,
+}
+
+/// A model that costs next to nothing: how loud each quarter of the bands is.
+pub fn tiny() -> Model {
+    model("tiny", &[&format!("return torch.sigmoid({MEANS})")], OutputKind::Scores)
+}
+
+/// [`tiny`], but each window of 0.4 s keeps its worker busy for `per_window`, on any machine: a clock is looked at until
+/// the time is over. The program runs it by libtorch.
+pub fn slow(per_window: Duration) -> Model {
+    let body = [
+        "start = ops.prim.TimePoint()",
+        &format!("while torch.lt(torch.sub(ops.prim.TimePoint(), start), {}):", per_window.as_nanos()),
+        "  pass",
+        &format!("return torch.sigmoid({MEANS})"),
+    ];
+    model(&format!("slow-{}", per_window.as_millis()), &body, OutputKind::Scores)
+}
+
+/// A model whose `forward` has these lines. `x` is `[1 × FRAMES × BANDS]`, what it returns `[1 × LABELS]`.
+pub fn model(name: &str, forward: &[&str], output: OutputKind) -> Model {
+    let archive = archive(forward);
+    let manifest = manifest(name, output, format!("{:x}", Sha256::digest(&archive)));
+    let text = manifest.to_toml();
+    // Named after what is in it: made once, by whoever comes first, and never changed.
+    let content = &format!("{:x}", Sha256::digest(&text))[..16];
+    let all = crate::root().join("target/test-models");
+    let repository = all.join(content);
+    let version = manifest.version.to_string();
+    if !repository.is_dir() {
+        fs::create_dir_all(&all).expect("a folder for models");
+        let unfinished = tempfile::tempdir_in(&all).expect("a folder");
+        let folder = unfinished.path().join(name).join(version);
+        fs::create_dir_all(&folder).expect("a folder");
+        fs::write(folder.join(&manifest.file), archive).expect("a model");
+        fs::write(folder.join(FILE_NAME), text).expect("a manifest");
+        if let Err(e) = fs::rename(unfinished.path(), &repository) {
+            assert!(repository.is_dir(), "{}: {e}", repository.display());
+        }
+    }
+    Model { name: name.to_owned(), repository }
+}
+
+fn manifest(name: &str, output: OutputKind, sha256: String) -> Manifest {
+    Manifest {
+        schema: SCHEMA.to_owned(),
+        name: name.to_owned(),
+        version: "1.0.0".parse().expect("a version"),
+        licence: "MIT OR Apache-2.0".to_owned(),
+        source: "made for a test".to_owned(),
+        file: "model.pt".to_owned(),
+        sha256,
+        audio: AudioSpec {
+            sample_rate_hz: SAMPLE_RATE_HZ,
+            channels: Channels::MonoMean,
+            resampler: ResamplerKind::SoxrHq,
+        },
+        features: FeatureSpec::LogMel(LogMelSpec {
+            n_fft: 4 * HOP,
+            hop: HOP,
+            window: WindowFunction::Hann,
+            padding: Padding::CenterZero,
+            power: 2.0,
+            bands: BANDS,
+            mel_scale: MelScale::Htk,
+            mel_norm: MelNorm::None,
+            min_hz: 0.0,
+            max_hz: SAMPLE_RATE_HZ as f32 / 2.0,
+            // Silence is −3, the loudest about 3: no score is near 0 or 1.
+            log: LogSpec { base: LogBase::Ten, scale: 1.0, offset: 1e-3 },
+        }),
+        windows: WindowSpec { frames: FRAMES, hop: FRAMES, tail: Tail::Drop, short: Short::Pad },
+        output: OutputSpec { kind: output, labels: LABELS.map(str::to_owned).to_vec() },
+        bfloat16: None,
+    }
+}
+
+/// What `torch.jit.save` writes of a module without parameters.
+fn archive(forward: &[&str]) -> Vec<u8> {
+    let mut text = "class Model(Module):\n  __parameters__ = []\n  __buffers__ = []\n  training : bool\n".to_owned();
+    text += "  def forward(self: __torch__.Model,\n    x: Tensor) -> Tensor:\n";
+    forward.iter().for_each(|line| text += &format!("    {line}\n"));
+    // Python's pickle, protocol 2: an instance of __torch__.Model with {"training": False}; an empty tuple.
+    let data = b"\x80\x02c__torch__\nModel\nq\x00)\x81}(X\x08\x00\x00\x00training\x89ub.";
+    let constants = b"\x80\x02).";
+    let files: [(&str, &[u8]); 5] = [
+        ("data.pkl", data),
+        ("code/__torch__.py", text.as_bytes()),
+        ("constants.pkl", constants),
+        ("version", b"3\n"),
+        ("byteorder", b"little"),
+    ];
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+    for (name, content) in files {
+        zip.start_file(format!("model/{name}"), options).expect("a zip in memory takes files");
+        zip.write_all(content).expect("a zip in memory takes files");
+    }
+    zip.finish().expect("a zip in memory has an end").into_inner()
+}
