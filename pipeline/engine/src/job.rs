@@ -30,6 +30,9 @@ pub struct Origin {
 
 /// Who asked for a track.
 pub trait Client: Send + Sync {
+    /// Whether the track may still be begun; if not, it ends without an outcome.
+    fn may_begin(&self) -> bool;
+
     /// Whether the track is still wanted; if not, it ends without an outcome.
     fn is_wanted(&self) -> bool;
 

@@ -27,7 +27,7 @@ use crate::{
 /// It is rejected if it cannot be decoded, is outside the limits, or the model fails; also if a stage panics.
 pub async fn work(catalogue: Arc<Catalogue>, pool: Pool, tag: Arc<Tag>, job: Job) {
     let Job { origin, bytes, content_type, client } = job;
-    if !client.is_wanted() {
+    if !client.may_begin() {
         return;
     }
     let mut chain = Chain::new(catalogue, pool, Arc::clone(&tag), origin);

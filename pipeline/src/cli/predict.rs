@@ -76,7 +76,8 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
             bar.set_style(style);
         }
     }
-    let printer = Printer { next: 0, waiting: Vec::new(), failed: false, output: Ok(()), json: args.json, bar: bar.clone() };
+    let printer =
+        Printer { next: 0, waiting: Vec::new(), failed: false, output: Ok(()), json: args.json, bar: bar.clone() };
     let printer = Arc::new(Mutex::new(printer));
     let catalogue = Catalogue::new(Stages::ALL, Some(model), found.manifest, config.output, config.limits);
     let engine = Engine::start(Arc::new(catalogue), config.runtime.workers).map_err(CommandError::failed)?;
@@ -126,6 +127,10 @@ impl Reply {
 }
 
 impl Client for Reply {
+    fn may_begin(&self) -> bool {
+        true
+    }
+
     fn is_wanted(&self) -> bool {
         true
     }

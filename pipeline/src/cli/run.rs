@@ -93,7 +93,7 @@ pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
         .map_err(RunError::from)
         .and_then(|()| match stop.load(Ordering::Relaxed) {
             true => Ok(()),
-            false => run::run(&config, Arc::new(engine), &health, &stop),
+            false => run::run(&config, &Arc::new(engine), &health, &stop),
         })
         .map_err(CommandError::from);
     if let Some(admin) = admin {

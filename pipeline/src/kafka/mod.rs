@@ -19,7 +19,7 @@ pub use cluster::{Cluster, reach_topics};
 pub use contact::{reach, wait_for_brokers};
 pub use error::{ClientError, user};
 pub use preflight::{Finding, Level, preflight};
-pub use raw_admin::Access;
+pub use raw_admin::{Access, topics};
 pub use transactions::why_no_transactions;
 pub use trouble::{Cause, Troubles};
 

@@ -18,6 +18,8 @@ use rdkafka::{
 /// A topic as the brokers describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topic {
+    /// What the brokers call it: another for a topic that was deleted and made again.
+    pub id: String,
     /// One for each partition.
     pub partitions: Vec<Partition>,
     pub rights: Rights,
@@ -137,7 +139,10 @@ unsafe fn describe_topic(description: *const sys::rd_kafka_TopicDescription_t) -
         let partitions = partitions.collect();
         let mut count = 0;
         let operations = sys::rd_kafka_TopicDescription_authorized_operations(description, &raw mut count);
-        Ok(Topic { partitions, rights: rights(operations, count) })
+        // The text belongs to the id, and the id to the description.
+        let id = CStr::from_ptr(sys::rd_kafka_Uuid_base64str(sys::rd_kafka_TopicDescription_topic_id(description)));
+        let id = id.to_string_lossy().into_owned();
+        Ok(Topic { id, partitions, rights: rights(operations, count) })
     }
 }
 

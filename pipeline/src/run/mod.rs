@@ -18,15 +18,19 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
-use rdkafka::{consumer::Consumer, error::KafkaError};
+use rdkafka::{
+    consumer::Consumer,
+    error::{KafkaError, RDKafkaErrorCode},
+};
 use tonearm_engine::Engine;
+use tonearm_schemas::block::BlockKind;
 
 use self::{
     commit::{
         ladder::{self, Step},
         outbox::{Ended, Outbox, Refused, Sending, Sent},
         output::{OVERHEAD_BYTES, Output, Routes, What},
-        transaction::{Closed, End, Settings, TransactionsError},
+        transaction::{Attempt, Closed, End, Settings, TransactionsError},
     },
     intake::{
         blocks::BlockWork,
@@ -36,17 +40,18 @@ use self::{
         record::Record,
     },
     partitions::{
-        assignment::{NoQueue, Partitions, numbers},
+        assignment::{NoPosition, NoQueue, Partitions, numbers},
         input::Input,
         ledger::Place,
         membership::{self, Change},
         positions::{Coordinates, Positions},
+        recover::{self, Results},
         shard::Stop,
-        whereabouts,
+        whereabouts::{Answer, Counts, Whereabouts},
     },
 };
 use crate::{
-    config::{Config, Delivery},
+    config::{Config, Delivery, GroupProtocol},
     kafka::{self, ClientError},
     telemetry::{
         health::{Check, Health},
@@ -88,8 +93,11 @@ pub enum RunError {
          blocks keep their partition, so give both topics as many"
     )]
     Partitions { input: String, inputs: usize, output: String, outputs: usize },
-    #[error("topic {topic} has grown to more than {known} partitions; start again to work on the new ones")]
-    Grown { topic: String, known: usize },
+    #[error(
+        "the group has no position in partition {partition} of topic {topic}, and kafka.missing_offsets = \"stop\"; say where \
+         to begin with `tonearm offsets reset`, or with another kafka.missing_offsets"
+    )]
+    NoPosition { topic: String, partition: i32 },
     #[error("a thread cannot be started: {0}; the system or its container allows too few")]
     Thread(#[from] io::Error),
     #[error("librdkafka has no queue for partition {0} of the input topic")]
@@ -106,7 +114,10 @@ impl RunError {
     pub fn needs_a_person(&self) -> bool {
         match self {
             Self::Client(error) | Self::Transactions(TransactionsError::Client(error)) => error.needs_a_person(),
-            Self::Transactions(TransactionsError::Fenced { .. }) | Self::Partitions { .. } => true,
+            Self::Transactions(TransactionsError::Fenced { .. })
+            | Self::Partitions { .. }
+            | Self::NoPosition { .. } => true,
+            Self::Consumer(error) => is_unsupported(error),
             _ => false,
         }
     }
@@ -122,9 +133,34 @@ impl From<NoQueue> for RunError {
 ///
 /// # Errors
 /// Kafka cannot be reached at the start, topics are missing or do not fit, or another process took this instance's place.
-pub fn run(config: &Config, engine: Arc<Engine>, health: &Health, stop: &AtomicBool) -> Result<(), RunError> {
+pub fn run(config: &Config, engine: &Arc<Engine>, health: &Health, stop: &AtomicBool) -> Result<(), RunError> {
+    let protocol = config.kafka.group_protocol;
+    match run_as(protocol, config, engine, health, stop) {
+        Err(RunError::Consumer(error)) if protocol == GroupProtocol::Auto && is_unsupported(&error) => {
+            tracing::info!(
+                "the brokers do not have the group protocol \"consumer\" (Kafka 4.0 and later): \"classic\" it is"
+            );
+            run_as(GroupProtocol::Classic, config, engine, health, stop)
+        }
+        ended => ended,
+    }
+}
+
+/// Whether the brokers do not know the protocol.
+fn is_unsupported(error: &KafkaError) -> bool {
+    use rdkafka::error::RDKafkaErrorCode::{UnsupportedFeature, UnsupportedVersion};
+    matches!(error.rdkafka_error_code(), Some(UnsupportedVersion | UnsupportedFeature))
+}
+
+fn run_as(
+    protocol: GroupProtocol,
+    config: &Config,
+    engine: &Arc<Engine>,
+    health: &Health,
+    stop: &AtomicBool,
+) -> Result<(), RunError> {
     let (wake, woken) = bounded(1);
-    let mut consumer = membership::consumer(&config.kafka, wake.clone())?;
+    let mut consumer = membership::consumer(&config.kafka, protocol, wake.clone())?;
     consumer.set_nonempty_callback({
         let wake = wake.clone();
         move || _ = wake.try_send(())
@@ -132,15 +168,26 @@ pub fn run(config: &Config, engine: Arc<Engine>, health: &Health, stop: &AtomicB
     let consumer = Arc::new(consumer);
     let topic = config.input_topic();
     let inputs = kafka::partitions(consumer.client(), &config.kafka, topic)?;
-    let at = Coordinates { topic: topic.to_owned(), fingerprint: engine.catalogue().fingerprint() };
+    let at =
+        Coordinates { topic: topic.to_owned(), id: "".into(), fingerprint: engine.catalogue().fingerprint().into() };
     let outbox = Outbox::open(Settings {
         kafka: config.kafka.clone(),
         delivery: config.runtime.delivery,
         transactional_id: config.transactional_id(),
         commit_interval: config.runtime.commit_interval,
-        at: at.clone(),
+    })
+    .map_err(|error| match error {
+        TransactionsError::Client(ClientError::Unreachable { source, .. }) => {
+            kafka::why_no_transactions(config, source).into()
+        }
+        error => RunError::from(error),
     })?;
-    let routes = Arc::new(routes(config, &outbox, inputs)?);
+    let counts = Counts {
+        inputs,
+        outputs: outbox.partitions(&config.kafka, config.output_topic())?,
+        rejected: outbox.partitions(&config.kafka, &config.topics.rejected)?,
+    };
+    let routes = Arc::new(routes(config, counts)?);
     consumer.subscribe(&[topic]).map_err(RunError::Consumer)?;
     tracing::info!(
         group = config.kafka.group_id,
@@ -154,13 +201,24 @@ pub fn run(config: &Config, engine: Arc<Engine>, health: &Health, stop: &AtomicB
 
     let (questions, asked) = unbounded();
     let (answer, answers) = unbounded();
-    let (asker, coordinates) = (Arc::clone(&consumer), at.clone());
+    let topics = [(&routes.output, routes.output_keeps_partition), (&routes.rejected, routes.rejected_keeps_partition)];
+    let whereabouts = Whereabouts {
+        consumer: Arc::clone(&consumer),
+        at: at.clone(),
+        topics: topics.map(|(topic, _)| topic.to_string()),
+        missing: config.kafka.missing_offsets,
+        results: Results {
+            client: recover::client(&config.kafka),
+            input: topic.to_owned(),
+            topics: topics.map(|(topic, keeps_partition)| (topic.to_string(), keeps_partition)).to_vec(),
+        },
+    };
     let asking = std::thread::Builder::new()
         .name("whereabouts".to_owned())
-        .spawn(move || whereabouts::answer(&asker, &coordinates, &asked, &answer))?;
+        .spawn(move || whereabouts.answer(&asked, &answer))?;
     let originals = Originals::start(&config.kafka)?;
     let reads = config.runtime.stages.reads().map(|kind| {
-        let (engine, routes) = (Arc::clone(&engine), Arc::clone(&routes));
+        let (engine, routes) = (Arc::clone(engine), Arc::clone(&routes));
         BlockWork { engine, routes, originals: originals.clone(), kind }
     });
     let (reports_in, reports) = unbounded();
@@ -170,13 +228,13 @@ pub fn run(config: &Config, engine: Arc<Engine>, health: &Health, stop: &AtomicB
         config,
         health,
         at,
-        inputs,
+        counts,
         input: Input::new(Arc::clone(&consumer), topic, wake),
         partitions: Partitions::new(questions, answers),
-        intake: Intake { engine, routes, reads, originals, reports: reports_in, reread: reread_in },
+        intake: Intake { engine: Arc::clone(engine), routes, reads, originals, reports: reports_in, reread: reread_in },
         outbox,
         news: News { reports, reread, woken },
-        times: Times { stopping: None, pulse: Instant::now(), more: false },
+        times: Times { stopping: None, pulse: Instant::now(), more: false, unread: None },
     };
     let result = work.work(stop);
     work.leave();
@@ -189,10 +247,9 @@ pub fn run(config: &Config, engine: Arc<Engine>, health: &Health, stop: &AtomicB
 }
 
 /// # Errors
-/// Topics are missing, or have not as many partitions as they need.
-fn routes(config: &Config, outbox: &Outbox, inputs: usize) -> Result<Routes, RunError> {
-    let outputs = outbox.partitions(&config.kafka, config.output_topic())?;
-    let rejected = outbox.partitions(&config.kafka, &config.topics.rejected)?;
+/// Blocks need topics with as many partitions.
+fn routes(config: &Config, counts: Counts) -> Result<Routes, RunError> {
+    let Counts { inputs, outputs, rejected } = counts;
     let writes = config.runtime.stages.writes();
     if writes.is_some() && outputs != inputs {
         let (input, output) = (config.input_topic().to_owned(), config.output_topic().to_owned());
@@ -203,7 +260,8 @@ fn routes(config: &Config, outbox: &Outbox, inputs: usize) -> Result<Routes, Run
         output_keeps_partition: outputs == inputs,
         rejected: config.topics.rejected.as_str().into(),
         rejected_keeps_partition: rejected == inputs,
-        blocks: writes.unwrap_or(tonearm_schemas::block::BlockKind::Pcm),
+        blocks: writes.unwrap_or(BlockKind::Pcm),
+        pass_headers: config.pass_headers.clone().into(),
     })
 }
 
@@ -211,8 +269,7 @@ struct Loop<'r> {
     config: &'r Config,
     health: &'r Health,
     at: Coordinates,
-    /// Partitions the input topic had at the start.
-    inputs: usize,
+    counts: Counts,
     input: Input,
     partitions: Partitions,
     intake: Intake,
@@ -245,6 +302,8 @@ struct Times {
     pulse: Instant,
     /// Records wait that the last turn left.
     more: bool,
+    /// When and why the input could last not be read.
+    unread: Option<(Instant, String)>,
 }
 
 /// The record of a refused result, read again for its reject.
@@ -297,7 +356,7 @@ impl Loop<'_> {
             default(due) => self.input.look_again(),
         }
         report.into_iter().try_for_each(|report| self.take_report(report))?;
-        answer.into_iter().for_each(|answer| self.partitions.start(&mut self.input, answer));
+        answer.into_iter().try_for_each(|answer| self.take_answer(answer))?;
         reread.into_iter().for_each(|reread| self.take_reread(reread));
         closed.into_iter().try_for_each(|closed| {
             self.take_closed(closed?);
@@ -335,9 +394,6 @@ impl Loop<'_> {
         while let Some(change) = self.input.next_change() {
             match change {
                 Change::Assigned(partitions) => {
-                    if numbers(&partitions).iter().any(|&number| number as usize >= self.inputs) {
-                        return Err(RunError::Grown { topic: self.at.topic.clone(), known: self.inputs });
-                    }
                     self.partitions.assign(&mut self.input, partitions, self.times.stopping.is_some())?;
                 }
                 Change::Revoked(partitions) if self.input.consumer().assignment_lost() => {
@@ -354,6 +410,44 @@ impl Loop<'_> {
         Ok(())
     }
 
+    /// It is known where partitions are to be read from, and what the topics are like now.
+    fn take_answer(&mut self, answer: Answer) -> Result<(), RunError> {
+        if self.at.id != answer.topic_id {
+            if !self.at.id.is_empty() {
+                self.replaced();
+            }
+            self.at.id = Arc::clone(&answer.topic_id);
+        }
+        if self.counts != answer.counts {
+            tracing::info!("topics have other numbers of partitions: {:?} were {:?}", answer.counts, self.counts);
+            self.counts = answer.counts;
+            let Counts { inputs, outputs, rejected } = answer.counts;
+            let mut routes = Routes::clone(&self.intake.routes);
+            // Blocks keep their partition in any case: one that is missing is waited for.
+            routes.output_keeps_partition = outputs == inputs || self.config.runtime.stages.writes().is_some();
+            routes.rejected_keeps_partition = rejected == inputs;
+            self.intake.routes = Arc::new(routes);
+            if let Some(work) = &mut self.intake.reads {
+                work.routes = Arc::clone(&self.intake.routes);
+            }
+        }
+        let topic = self.at.topic.clone();
+        self.partitions
+            .start(&mut self.input, answer)
+            .map_err(|NoPosition(partition)| RunError::NoPosition { topic, partition })
+    }
+
+    /// The input topic is another of the same name.
+    fn replaced(&mut self) {
+        tracing::warn!(
+            topic = self.at.topic,
+            "the topic was deleted and made again; what was left of the old one is void"
+        );
+        self.partitions.start_over();
+        self.partitions.shards.keys().for_each(|partition| self.outbox.unreserve(*partition));
+        self.outbox.abort("the input topic was deleted and made again");
+    }
+
     fn take_records(&mut self) -> Result<(), RunError> {
         self.times.more = false;
         for partition in self.input.readable() {
@@ -368,7 +462,8 @@ impl Loop<'_> {
                 match self.input.next(partition) {
                     Some(Ok(record)) => self.take_record(record),
                     Some(Err(KafkaError::PartitionEOF(_))) => {}
-                    Some(Err(error)) => kafka::log_error(&error, "the consumer goes on"),
+                    Some(Err(error)) if is_elsewhere(&error) => self.partitions.ask_again(partition),
+                    Some(Err(error)) => self.trouble(&error),
                     None => break,
                 }
                 self.balance_one(partition);
@@ -456,7 +551,7 @@ impl Loop<'_> {
         let shards = self.partitions.shards.iter_mut();
         let positions: Positions =
             shards.filter_map(|(&partition, shard)| Some((partition, shard.ledger.position()?))).collect();
-        self.outbox.commit(positions, self.input.consumer().group_metadata());
+        self.outbox.commit(Attempt { at: self.at.clone(), positions }, self.input.consumer().group_metadata());
     }
 
     /// How long until what was sent is to be committed.
@@ -493,6 +588,10 @@ impl Loop<'_> {
                     }
                 }
                 metrics::committed(outputs, took);
+            }
+            End::Replaced => {
+                // Who has the new topic's records is told with their positions.
+                self.replaced();
             }
             End::Aborted { reason, .. } => {
                 metrics::aborted(&reason);
@@ -558,6 +657,21 @@ impl Loop<'_> {
         });
         for gone in shard.ledger.replace(place, outputs.collect()) {
             shard.lease.release(gone.reserved);
+        }
+    }
+
+    /// The consumer cannot read something for now.
+    fn trouble(&mut self, error: &KafkaError) {
+        kafka::log_error(error, "the consumer goes on");
+        use RDKafkaErrorCode::{
+            GroupAuthorizationFailed, TopicAuthorizationFailed, UnknownTopic, UnknownTopicOrPartition,
+        };
+        let code = error.rdkafka_error_code();
+        if let Some(
+            code @ (TopicAuthorizationFailed | UnknownTopic | UnknownTopicOrPartition | GroupAuthorizationFailed),
+        ) = code
+        {
+            self.times.unread = Some((Instant::now(), format!("topic {} cannot be read: {code}", self.at.topic)));
         }
     }
 
@@ -634,6 +748,11 @@ impl Loop<'_> {
             Check::new("workers", stuck.is_empty(), || stuck.join("; ")),
         ]);
     }
+}
+
+/// Whether a partition has no record at the offset where it is read.
+fn is_elsewhere(error: &KafkaError) -> bool {
+    matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset))
 }
 
 impl Intake {

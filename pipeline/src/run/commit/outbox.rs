@@ -15,12 +15,14 @@ use rdkafka::{
 use super::{
     committer::Committer,
     output::Output,
-    transaction::{Closed, Closing, End, Renewal, ResultProducer, Settings, Task, Transactions, TransactionsError},
+    transaction::{
+        Attempt, Closed, Closing, End, Renewal, ResultProducer, Settings, Task, Transactions, TransactionsError,
+    },
 };
 use crate::{
     config::{Delivery, Kafka},
     kafka::{self, ClientError, headers},
-    run::partitions::{ledger::Place, positions::Positions},
+    run::partitions::ledger::Place,
 };
 
 /// Between transactions that are aborted one after the other.
@@ -65,13 +67,13 @@ struct Under {
     begun: Instant,
     since: Instant,
     /// Of a commit.
-    positions: Option<Positions>,
+    attempt: Option<Attempt>,
     sent: Vec<Sent>,
 }
 
 impl Under {
     fn new(begun: Instant) -> Self {
-        Self { begun, since: Instant::now(), positions: None, sent: Vec::new() }
+        Self { begun, since: Instant::now(), attempt: None, sent: Vec::new() }
     }
 }
 
@@ -249,10 +251,10 @@ impl Outbox {
 
     /// Starts committing what was sent, together with the positions in the input. `group` is fresh: the broker refuses
     /// positions of a process that is no longer a member.
-    pub fn commit(&mut self, positions: Positions, group: Option<ConsumerGroupMetadata>) {
+    pub fn commit(&mut self, attempt: Attempt, group: Option<ConsumerGroupMetadata>) {
         self.last_commit = Instant::now();
-        let kept = Some(positions.clone());
-        self.close(kept, |producer| Closing::Commit { producer, positions, group });
+        let kept = Some(attempt.clone());
+        self.close(kept, |producer| Closing::Commit { producer, attempt, group });
     }
 
     /// Starts voiding what was sent since the last commit.
@@ -260,10 +262,10 @@ impl Outbox {
         self.close(None, |producer| Closing::Abort { producer, reason: reason.to_owned() });
     }
 
-    fn close(&mut self, positions: Option<Positions>, how: impl FnOnce(ResultProducer) -> Closing) {
+    fn close(&mut self, attempt: Option<Attempt>, how: impl FnOnce(ResultProducer) -> Closing) {
         match std::mem::replace(&mut self.state, State::Closing(Under::new(Instant::now()))) {
             State::Open(Open { producer, since: begun, sent, .. }) => {
-                self.state = State::Closing(Under { begun, since: Instant::now(), positions, sent });
+                self.state = State::Closing(Under { begun, since: Instant::now(), attempt, sent });
                 self.committer.take(Task { begun, how: how(producer) });
             }
             other => self.state = other,
@@ -283,7 +285,7 @@ impl Outbox {
         let State::Closing(under) = &self.state else { return Ok(()) };
         if self.committer.replaced()? {
             let error = KafkaError::Global(RDKafkaErrorCode::OperationTimedOut);
-            let renewal = Renewal { old: None, error, attempted: under.positions.clone() };
+            let renewal = Renewal { old: None, error, attempted: under.attempt.clone() };
             self.committer.take(Task { begun: under.begun, how: Closing::Renew(renewal) });
         }
         Ok(())
@@ -307,7 +309,7 @@ impl Outbox {
         let proven = under.sent.len() == 1;
         let refuse = |sent: Sent, code| Refused { sent, code, proven };
         let refused: Vec<Refused> = match &end {
-            End::Committed(_) => Vec::new(),
+            End::Committed(_) | End::Replaced => Vec::new(),
             // A topic that may not be written fails the transaction before it takes a record.
             End::Aborted { code: Some(code @ RDKafkaErrorCode::TopicAuthorizationFailed), .. }
                 if refused.is_empty() =>

@@ -96,17 +96,8 @@ impl Of {
 pub struct Carried {
     pub partition: i32,
     pub key: Option<Bytes>,
-    /// Trace context and CloudEvents' attributes.
+    /// Trace context, CloudEvents' attributes, and those named in `output.pass_headers`.
     pub headers: Vec<Header>,
-}
-
-impl Carried {
-    pub fn of(record: &Record) -> Self {
-        let carried =
-            |name: &[u8]| matches!(name, b"traceparent" | b"tracestate" | b"baggage") || name.starts_with(b"ce_");
-        let headers = record.headers.iter().filter(|header| carried(&header.name)).cloned().collect();
-        Self { partition: record.partition, key: record.key.clone(), headers }
-    }
 }
 
 impl Output {
@@ -141,7 +132,7 @@ impl Output {
 }
 
 /// Where results go, and whether they keep their input's partition number: if topics have as many partitions.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Routes {
     pub output: Arc<str>,
     pub output_keeps_partition: bool,
@@ -149,9 +140,22 @@ pub struct Routes {
     pub rejected_keeps_partition: bool,
     /// The kind of blocks that go out, if any do.
     pub blocks: BlockKind,
+    /// Names of headers that outputs carry on, besides those of tracing and CloudEvents.
+    pub pass_headers: Arc<[String]>,
 }
 
 impl Routes {
+    /// What the outputs of a record carry on.
+    pub fn carried(&self, record: &Record) -> Carried {
+        let passes = |name: &[u8]| {
+            matches!(name, b"traceparent" | b"tracestate" | b"baggage")
+                || name.starts_with(b"ce_")
+                || self.pass_headers.iter().any(|passed| passed.as_bytes() == name)
+        };
+        let headers = record.headers.iter().filter(|header| passes(&header.name)).cloned().collect();
+        Carried { partition: record.partition, key: record.key.clone(), headers }
+    }
+
     pub fn prediction(&self, of: &Arc<Of>, prediction: &Prediction) -> Output {
         let json = serde_json::to_vec(prediction).expect("every type in a prediction has a JSON form");
         let headers = vec![Header::new("content-type", prediction::CONTENT_TYPE)];

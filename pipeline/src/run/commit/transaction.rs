@@ -46,18 +46,25 @@ pub struct Task {
 }
 
 pub enum Closing {
-    Commit { producer: ResultProducer, positions: Positions, group: Option<ConsumerGroupMetadata> },
+    Commit { producer: ResultProducer, attempt: Attempt, group: Option<ConsumerGroupMetadata> },
     Abort { producer: ResultProducer, reason: String },
     Renew(Renewal),
 }
 
+/// The positions that a commit is to bring the group to.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    pub at: Coordinates,
+    pub positions: Positions,
+}
+
 /// A new producer is to take the place of one that cannot go on.
 pub struct Renewal {
-    /// None where a call with it hangs.
+    /// `None` if a call with it hangs.
     pub old: Option<ResultProducer>,
     pub error: KafkaError,
     /// Of a commit that was under way.
-    pub attempted: Option<Positions>,
+    pub attempted: Option<Attempt>,
 }
 
 /// A transaction or batch that has ended, and the producer for the next.
@@ -71,6 +78,8 @@ pub struct Closed {
 pub enum End {
     /// Results are written, and these positions in the input with them.
     Committed(Positions),
+    /// What was sent is void: the input topic was deleted and made again since its records were read.
+    Replaced,
     /// What was sent is void.
     Aborted { reason: String, code: Option<RDKafkaErrorCode> },
 }
@@ -103,7 +112,6 @@ pub struct Settings {
     pub delivery: Delivery,
     pub transactional_id: String,
     pub commit_interval: Duration,
-    pub at: Coordinates,
 }
 
 /// Makes producers and ends their transactions.
@@ -171,13 +179,16 @@ impl Transactions {
     fn try_close(&self, task: Task, call: &Watchdog) -> Result<Closed, Interrupted> {
         let Task { begun, how } = task;
         let (producer, attempted, end) = match how {
-            Closing::Commit { producer, positions, group } => match self.commit(&producer, &positions, group, call)? {
-                Ok(()) => return Ok(Closed { producer, end: End::Committed(positions), refused: Vec::new() }),
+            Closing::Commit { producer, attempt, group } => match self.commit(&producer, &attempt, group, call)? {
+                Ok(Identity::Same) => {
+                    return Ok(Closed { producer, end: End::Committed(attempt.positions), refused: Vec::new() });
+                }
+                Ok(Identity::Another) => (producer, None, End::Replaced),
                 Err(error) if matches!(Remedy::of(&error), Remedy::Fatal) => {
-                    let renewal = Renewal { old: Some(producer), error, attempted: Some(positions) };
+                    let renewal = Renewal { old: Some(producer), error, attempted: Some(attempt) };
                     return self.renew(renewal, begun, call);
                 }
-                Err(error) => (producer, Some(positions), End::aborted(&error)),
+                Err(error) => (producer, Some(attempt), End::aborted(&error)),
             },
             Closing::Abort { producer, reason } => (producer, None, End::Aborted { reason, code: None }),
             Closing::Renew(renewal) => return self.renew(renewal, begun, call),
@@ -191,34 +202,43 @@ impl Transactions {
         Ok(Closed { producer, end, refused })
     }
 
+    /// Commits, if the input topic is still the one that the positions are in.
     fn commit(
         &self,
         producer: &ResultProducer,
-        positions: &Positions,
+        attempt: &Attempt,
         group: Option<ConsumerGroupMetadata>,
         call: &Watchdog,
-    ) -> Result<KafkaResult<()>, Lost> {
+    ) -> Result<KafkaResult<Identity>, Lost> {
+        let prepared = producer.context().all_delivered();
+        match prepared.and_then(|()| Ok(call.watch(|| identity(producer, &attempt.at)))) {
+            Err(error) => return Ok(Err(error)),
+            Ok(identity) => match identity? {
+                Ok(Identity::Same) => {}
+                other => return Ok(other),
+            },
+        }
         if !self.exactly_once() {
             await_deliveries(producer);
             let flushed = persist(call, || producer.flush(STEP))?;
-            return Ok(flushed.and_then(|()| producer.context().all_delivered()));
+            return Ok(flushed.and_then(|()| producer.context().all_delivered()).map(|()| Identity::Same));
         }
-        tracing::debug!(?positions, "committing");
+        tracing::debug!(?attempt, "committing");
         let prepare = || {
-            producer.context().all_delivered()?;
             let group = group.ok_or(KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownMemberId))?;
-            Ok((self.settings.at.to_list(positions)?, group))
+            Ok((attempt.at.to_list(&attempt.positions)?, group))
         };
-        match prepare() {
+        let committed = match prepare() {
             Ok((list, group)) => match persist(call, || producer.send_offsets_to_transaction(&list, &group, STEP))? {
                 Ok(()) => {
                     await_deliveries(producer);
-                    persist(call, || producer.commit_transaction(STEP))
+                    persist(call, || producer.commit_transaction(STEP))?
                 }
-                Err(error) => Ok(Err(error)),
+                Err(error) => Err(error),
             },
-            Err(error) => Ok(Err(error)),
-        }
+            Err(error) => Err(error),
+        };
+        Ok(committed.map(|()| Identity::Same))
     }
 
     /// A new producer in place of one that cannot go on, for example after brokers were gone for longer than a
@@ -240,7 +260,7 @@ impl Transactions {
             persist(call, || producer.init_transactions(STEP))?.map_err(TransactionsError::Fatal)?;
         }
         let end = match attempted {
-            Some(positions) if self.went_through(&positions)? => End::Committed(positions),
+            Some(attempt) if self.went_through(&attempt)? => End::Committed(attempt.positions),
             _ => End::aborted(&error),
         };
         Ok(Closed { producer, end, refused })
@@ -248,23 +268,40 @@ impl Transactions {
 
     /// Whether the group is where a transaction of unknown end would have brought it. `init_transactions` has ended that
     /// transaction, so the answer is final.
-    fn went_through(&self, attempted: &Positions) -> Result<bool, ClientError> {
+    fn went_through(&self, attempt: &Attempt) -> Result<bool, ClientError> {
         if !self.exactly_once() {
             return Ok(false);
         }
-        let Settings { kafka, at, .. } = &self.settings;
+        let Attempt { at, positions } = attempt;
+        let kafka = &self.settings.kafka;
         let client = positions::observer(kafka, kafka::client_config(kafka));
         let observer: BaseConsumer<DefaultConsumerContext> =
             kafka::with_properties(client, kafka).create().map_err(ClientError::Config)?;
         loop {
-            match positions::committed(&observer, at, attempted.keys().copied()) {
-                Ok(committed) => return Ok(positions::reached(&committed, attempted)),
+            match positions::committed(&observer, at, positions.keys().copied()) {
+                Ok(committed) => return Ok(positions::reached(&committed, positions)),
                 Err(error) => {
                     tracing::debug!("the group's offsets are not known yet: {error}");
                     std::thread::sleep(positions::RETRY);
                 }
             }
         }
+    }
+}
+
+/// Whether a topic is the one it was.
+enum Identity {
+    Same,
+    Another,
+}
+
+/// Offsets are committed under a topic's name, so nothing else would tell its successor apart.
+fn identity(producer: &ResultProducer, at: &Coordinates) -> KafkaResult<Identity> {
+    let topic = kafka::topics(producer.client(), &[&at.topic], STEP)?.pop();
+    match topic.unwrap_or(Err(RDKafkaErrorCode::UnknownTopic)) {
+        Ok(topic) if topic.id == *at.id => Ok(Identity::Same),
+        Ok(_) => Ok(Identity::Another),
+        Err(code) => Err(KafkaError::MetadataFetch(code)),
     }
 }
 

@@ -19,7 +19,7 @@ use tonearm_stages::windows::Window;
 use super::{originals::Originals, receipt::Receipt, record::Record};
 use crate::{
     kafka::headers::Header,
-    run::commit::output::{Carried, Of, Output, Routes},
+    run::commit::output::{Of, Output, Routes},
 };
 
 /// What the work on blocks needs besides the blocks.
@@ -123,7 +123,7 @@ fn reject_record(work: &BlockWork, record: Record, receipt: Receipt, received: I
         offset: record.offset,
         timestamp_ms: record.timestamp_ms,
     };
-    let of = Arc::new(Of { source, received, carried: Carried::of(&record) });
+    let of = Arc::new(Of { source, received, carried: work.routes.carried(&record) });
     let reject = Reject::new(stage, RejectClass::InvalidBlock, error.to_string());
     receipt.complete(work.routes.reject(&of, record, reject, None));
 }
@@ -141,13 +141,13 @@ enum Progress {
 /// Works on a track, from its first block on.
 async fn track(work: BlockWork, tag: Arc<Tag>, first: Arrived, mut pieces: UnboundedReceiver<Piece>) {
     let Arrived { head, expected, record, receipt, received } = first;
-    if !receipt.lease().may_begin() {
-        return;
-    }
     let source = head.track.source.clone();
     let origin = Origin { id: head.track.id.clone(), key: record.track(), source: source.clone(), received };
-    let of = Arc::new(Of { source, received, carried: Carried::of(&record) });
+    let of = Arc::new(Of { source, received, carried: work.routes.carried(&record) });
     let reply = Reply { receipt, routes: Arc::clone(&work.routes), of };
+    if !reply.may_begin() {
+        return;
+    }
     let chain = Chain::new(Arc::clone(work.engine.catalogue()), work.engine.pool().clone(), Arc::clone(&tag), origin);
     let mut progress = Progress::Working(chain);
 
@@ -292,6 +292,10 @@ impl Reply {
 }
 
 impl Client for Reply {
+    fn may_begin(&self) -> bool {
+        self.receipt.lease().may_begin()
+    }
+
     fn is_wanted(&self) -> bool {
         self.receipt.lease().is_valid()
     }

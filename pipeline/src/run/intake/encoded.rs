@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     kafka::headers::Header,
-    run::commit::output::{Carried, Of, Routes},
+    run::commit::output::{Of, Routes},
 };
 
 /// Asks the engine for the track in a record.
@@ -26,7 +26,7 @@ pub fn submit(engine: &Engine, routes: &Arc<Routes>, record: Record, receipt: Re
     let origin = Origin { id, key: record.track(), source: source.clone(), received };
     let content_type = Header::text(&record.headers, "content-type").map(str::to_owned);
     let bytes = record.value.clone().unwrap_or_default();
-    let of = Arc::new(Of { source, received, carried: Carried::of(&record) });
+    let of = Arc::new(Of { source, received, carried: routes.carried(&record) });
     let client = Box::new(Reply { receipt, routes: Arc::clone(routes), of, record });
     engine.submit(Job { origin, bytes, content_type, client });
 }
@@ -40,6 +40,10 @@ struct Reply {
 }
 
 impl Client for Reply {
+    fn may_begin(&self) -> bool {
+        self.receipt.lease().may_begin()
+    }
+
     fn is_wanted(&self) -> bool {
         self.receipt.lease().is_valid()
     }

@@ -11,7 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::{
     input::Input,
-    ledger::Tally,
+    ledger::{Position, Tally},
     shard::{Phase, Shard},
     whereabouts::{Answer, Question, Start},
 };
@@ -36,6 +36,10 @@ pub struct Partitions {
 /// A partition for which librdkafka has no queue.
 #[derive(Debug)]
 pub struct NoQueue(pub i32);
+
+/// A partition in which the group has no position, and that a person is to say about where it begins.
+#[derive(Debug)]
+pub struct NoPosition(pub i32);
 
 impl Partitions {
     pub fn new(questions: Sender<Question>, answers: Receiver<Answer>) -> Self {
@@ -78,22 +82,79 @@ impl Partitions {
             self.drain(&numbers, Instant::now());
             self.take_up(input, &partitions);
         } else {
-            self.count += 1;
-            // It ends after the loop.
-            let _ = self.questions.send(Question { id: self.count, partitions: numbers });
-            self.assigned.push_back((self.count, partitions));
+            let question = self.ask(numbers);
+            self.assigned.push_back((question, partitions));
         }
         Ok(())
     }
 
+    /// Asks where to read partitions from; they are not read before the answer.
+    fn ask(&mut self, partitions: Vec<i32>) -> u64 {
+        self.count += 1;
+        for partition in &partitions {
+            if let Some(shard) = self.shards.get_mut(partition).filter(|shard| !shard.is_draining()) {
+                shard.phase = Phase::Asking { question: self.count };
+            }
+        }
+        // Whoever answers ends after the loop.
+        let _ = self.questions.send(Question { id: self.count, partitions });
+        self.count
+    }
+
+    /// Asks anew where to read a partition from, whose records are not where they were.
+    pub fn ask_again(&mut self, partition: i32) {
+        if self.shards.get(&partition).is_some_and(|shard| matches!(shard.phase, Phase::Consuming { .. })) {
+            self.ask(vec![partition]);
+        }
+    }
+
+    /// The topic is another of the same name: what is held of the old one is void, and the new one is read from where the
+    /// group is in it.
+    pub fn start_over(&mut self) {
+        let now = Instant::now();
+        let mut again = Vec::new();
+        for (&partition, shard) in &mut self.shards {
+            shard.lease.revoke();
+            self.count += 1;
+            let fresh = Shard::new(self.count, partition, &self.tally);
+            let old = std::mem::replace(shard, fresh);
+            match old.phase {
+                Phase::Draining { .. } => shard.drain(now),
+                Phase::Consuming { .. } => again.push(partition),
+                // Its answer is on the way.
+                asking @ Phase::Asking { .. } => shard.phase = asking,
+            }
+        }
+        if !again.is_empty() {
+            self.ask(again);
+        }
+    }
+
     /// Takes partitions up from where the group is.
-    pub fn start(&mut self, input: &mut Input, answer: Answer) {
-        // Partitions that were lost meanwhile are not asked for any more.
-        let Some(at) = self.assigned.iter().position(|(id, _)| *id == answer.id) else { return };
-        let Some((_, partitions)) = self.assigned.remove(at) else { return };
+    ///
+    /// # Errors
+    /// The group has no position in one, and a person is to say where it begins.
+    pub fn start(&mut self, input: &mut Input, answer: Answer) -> Result<(), NoPosition> {
+        let at = self.assigned.iter().position(|(id, _)| *id == answer.id);
+        let assigned = at.and_then(|at| self.assigned.remove(at));
         let mut from = TopicPartitionList::new();
-        for Start { partition, from: position, end, deleted } in answer.starts {
+        for Start { partition, from: position, first, end, deleted } in answer.starts {
             let Some(shard) = self.shards.get_mut(&partition) else { continue };
+            // Partitions that were lost or given back meanwhile are not asked for any more.
+            let asked = shard.phase == Phase::Asking { question: answer.id };
+            if !asked && assigned.is_none() {
+                continue;
+            }
+            // Records that are worked on already are not read again, wherever the group is.
+            let held = shard.ledger.last_accepted().map(|last| last + 1);
+            let (position, deleted) = match (held, position) {
+                (Some(next), _) => {
+                    let offset = next.min(end).max(first);
+                    (Position { offset, outputs: 0 }, next..next.max(first))
+                }
+                (None, Some(position)) => (position, deleted),
+                (None, None) => return Err(NoPosition(partition)),
+            };
             if let Err(error) = from.add_partition_offset(input.topic(), partition, Offset::Offset(position.offset)) {
                 tracing::error!("partition {partition}: {error}");
             }
@@ -101,15 +162,18 @@ impl Partitions {
             if !deleted.is_empty() {
                 metrics::skipped(input.topic(), partition, &deleted);
             }
-            if shard.phase == Phase::Asking {
+            if asked {
                 shard.phase = Phase::Consuming { from: position };
             }
-            shard.gauges.committed(position.offset, end);
+            if held.is_none() {
+                shard.gauges.committed(position.offset, end);
+            }
         }
-        if from.count() < partitions.count() {
-            tracing::debug!("some of the partitions are gone already");
+        match assigned {
+            Some(_) => self.take_up(input, &from),
+            None => input.seek(from),
         }
-        self.take_up(input, &from);
+        Ok(())
     }
 
     fn take_up(&self, input: &Input, partitions: &TopicPartitionList) {

@@ -117,6 +117,17 @@ impl Input {
         }
     }
 
+    /// Reads partitions that are taken up from other offsets.
+    pub fn seek(&mut self, partitions: TopicPartitionList) {
+        for element in partitions.elements() {
+            self.readable.insert(element.partition());
+            // It is only begun here; what was read ahead from elsewhere is dropped.
+            if let Err(error) = self.consumer.seek(&self.topic, element.partition(), element.offset(), Duration::ZERO) {
+                tracing::warn!("partition {} cannot be read from {:?}: {error}", element.partition(), element.offset());
+            }
+        }
+    }
+
     pub fn take_up(&self, partitions: &TopicPartitionList) -> KafkaResult<()> {
         membership::assign(&self.consumer, partitions)
     }

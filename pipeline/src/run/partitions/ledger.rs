@@ -127,6 +127,11 @@ impl<T> Ledger<T> {
         true
     }
 
+    /// The offset of the last record taken on.
+    pub fn last_accepted(&self) -> Option<i64> {
+        self.last_accepted
+    }
+
     /// Notes that the partition has no record between the last one taken on and `offset`.
     pub fn note_end(&mut self, offset: i64) {
         if self.last_accepted.is_none_or(|last| last < offset) {

@@ -91,14 +91,14 @@ impl Membership {
 ///
 /// # Errors
 /// librdkafka refuses the configuration.
-pub fn consumer(kafka: &Kafka, wake: Sender<()>) -> Result<GroupConsumer, ClientError> {
+pub fn consumer(kafka: &Kafka, protocol: GroupProtocol, wake: Sender<()>) -> Result<GroupConsumer, ClientError> {
     let mut client = kafka::client_config(kafka);
     client
         .set("group.id", &kafka.group_id)
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
-        // A new group takes what is there: nobody publishes music to have it ignored.
-        .set("auto.offset.reset", "earliest")
+        // Where to go on if an offset is not there is asked and said, not taken for granted.
+        .set("auto.offset.reset", "error")
         .set("isolation.level", "read_committed")
         // An end that markers of transactions make is one to be behind as well.
         .set("enable.partition.eof", "true")
@@ -115,7 +115,7 @@ pub fn consumer(kafka: &Kafka, wake: Sender<()>) -> Result<GroupConsumer, Client
         .set("topic.metadata.refresh.interval.ms", "10000")
         // The loop polls while records are worked on, so this only ends a process that hangs.
         .set("max.poll.interval.ms", "300000");
-    match kafka.group_protocol {
+    match protocol {
         GroupProtocol::Auto | GroupProtocol::Consumer => client.set("group.protocol", "consumer"),
         GroupProtocol::Classic => client
             .set("group.protocol", "classic")

@@ -6,5 +6,6 @@ pub mod lease;
 pub mod ledger;
 pub mod membership;
 pub mod positions;
+pub mod recover;
 pub mod shard;
 pub mod whereabouts;

@@ -1,8 +1,8 @@
-//! Positions as a group's committed offsets: the offset itself, and in its metadata how many blocks of the record there
-//! are committed already, and by what kind of process: one with another model or version makes other blocks, and has to
-//! start over.
+//! Positions as a group's committed offsets: the offset itself, and in its metadata which topic of that name it is in, how
+//! many blocks of the record there are committed already, and by what kind of process: one with another model or version
+//! makes other blocks, and has to start over.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
@@ -18,9 +18,8 @@ pub const STEP: Duration = Duration::from_secs(1);
 /// Between two questions.
 pub const RETRY: Duration = Duration::from_millis(20);
 
-/// What stands before the count in an offset's metadata; `kafka-consumer-groups` and others show it.
-const BLOCKS: &str = "tonearm blocks=";
-const OF: &str = " of=";
+/// What an offset's metadata begins with; `kafka-consumer-groups` and others show it. Words behind it are `name=value`.
+const OURS: &str = "tonearm ";
 
 /// Positions of a topic, by partition.
 pub type Positions = BTreeMap<i32, Position>;
@@ -29,8 +28,18 @@ pub type Positions = BTreeMap<i32, Position>;
 #[derive(Clone, Debug)]
 pub struct Coordinates {
     pub topic: String,
+    /// The brokers' id of the topic: another one under the same name has other records at the same offsets.
+    pub id: Arc<str>,
     /// Of the stages: two processes that agree in it make the same blocks.
-    pub fingerprint: String,
+    pub fingerprint: Arc<str>,
+}
+
+/// A position that the group has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Committed {
+    Here(Position),
+    /// It is in a topic of the same name that is no more.
+    InAnother,
 }
 
 impl Coordinates {
@@ -41,26 +50,39 @@ impl Coordinates {
         for (&partition, position) in positions {
             let mut element = list.add_partition(&self.topic, partition);
             element.set_offset(Offset::Offset(position.offset))?;
-            if position.outputs > 0 {
-                element.set_metadata(format!("{BLOCKS}{}{OF}{}", position.outputs, self.fingerprint));
-            }
+            let blocks = match position.outputs {
+                0 => String::new(),
+                outputs => format!(" blocks={outputs} of={}", self.fingerprint),
+            };
+            element.set_metadata(format!("{OURS}topic={}{blocks}", self.id));
         }
         Ok(list)
     }
 
     /// Partitions without a committed offset are left out.
-    pub fn from_list(&self, list: &TopicPartitionList) -> Positions {
+    pub fn from_list(&self, list: &TopicPartitionList) -> BTreeMap<i32, Committed> {
         let elements = list.elements();
-        let positions = elements.iter().filter_map(|element| match element.offset() {
-            Offset::Offset(offset) => {
-                let written = element.metadata().strip_prefix(BLOCKS).and_then(|rest| rest.split_once(OF));
-                let ours = written.filter(|(_, of)| *of == self.fingerprint);
-                let outputs = ours.and_then(|(count, _)| count.parse().ok()).unwrap_or(0);
-                Some((element.partition(), Position { offset, outputs }))
-            }
+        let committed = elements.iter().filter_map(|element| match element.offset() {
+            Offset::Offset(offset) => Some((element.partition(), self.committed(offset, element.metadata()))),
             _ => None,
         });
-        positions.collect()
+        committed.collect()
+    }
+
+    fn committed(&self, offset: i64, metadata: &str) -> Committed {
+        let words: BTreeMap<&str, &str> = metadata
+            .strip_prefix(OURS)
+            .unwrap_or_default()
+            .split(' ')
+            .filter_map(|word| word.split_once('='))
+            .collect();
+        // An offset that was set by hand is in the topic that is there.
+        if words.get("topic").is_some_and(|id| **id != *self.id) {
+            return Committed::InAnother;
+        }
+        let ours = words.get("of").is_some_and(|of| **of == *self.fingerprint);
+        let outputs = words.get("blocks").filter(|_| ours).and_then(|count| count.parse().ok()).unwrap_or(0);
+        Committed::Here(Position { offset, outputs })
     }
 }
 
@@ -72,7 +94,7 @@ pub fn committed<C: ConsumerContext>(
     consumer: &impl Consumer<C>,
     at: &Coordinates,
     partitions: impl IntoIterator<Item = i32>,
-) -> KafkaResult<Positions> {
+) -> KafkaResult<BTreeMap<i32, Committed>> {
     let mut asked = TopicPartitionList::new();
     for partition in partitions {
         asked.add_partition(&at.topic, partition);
@@ -85,8 +107,12 @@ pub fn committed<C: ConsumerContext>(
 }
 
 /// Whether the group is at `attempted` or further: a transaction that tried to commit it went through.
-pub fn reached(committed: &Positions, attempted: &Positions) -> bool {
-    attempted.iter().all(|(partition, position)| committed.get(partition).is_some_and(|found| found >= position))
+pub fn reached(committed: &BTreeMap<i32, Committed>, attempted: &Positions) -> bool {
+    let is_at = |partition, position| match committed.get(partition) {
+        Some(Committed::Here(found)) => found >= position,
+        Some(Committed::InAnother) | None => false,
+    };
+    attempted.iter().all(|(partition, position)| is_at(partition, position))
 }
 
 /// A client that only asks for the group's offsets, and is no member of it.
@@ -99,38 +125,47 @@ pub fn observer(kafka: &Kafka, mut client: ClientConfig) -> ClientConfig {
 mod tests {
     use super::*;
 
-    fn at(fingerprint: &str) -> Coordinates {
-        Coordinates { topic: "audio".to_owned(), fingerprint: fingerprint.to_owned() }
+    fn at(id: &str, fingerprint: &str) -> Coordinates {
+        Coordinates { topic: "audio".to_owned(), id: id.into(), fingerprint: fingerprint.into() }
+    }
+
+    fn place(offset: i64, outputs: u64) -> Position {
+        Position { offset, outputs }
     }
 
     #[test]
     fn positions_survive_as_offsets() {
-        let positions = Positions::from([
-            (0, Position { offset: 7, outputs: 0 }),
-            (3, Position { offset: 1_000_000_000_000, outputs: 12 }),
-        ]);
-        let list = at("abc").to_list(&positions).expect("a list");
-        assert_eq!(at("abc").from_list(&list), positions);
-        let others = at("another").from_list(&list);
-        assert_eq!(others[&3], Position { outputs: 0, ..positions[&3] }, "blocks of another kind do not count");
+        let positions = Positions::from([(0, place(7, 0)), (3, place(1_000_000_000_000, 12))]);
+        let list = at("t", "abc").to_list(&positions).expect("a list");
+        let read = at("t", "abc").from_list(&list);
+        assert!(positions.iter().all(|(partition, position)| read[partition] == Committed::Here(*position)));
+        let others = at("t", "another").from_list(&list);
+        assert_eq!(others[&3], Committed::Here(place(1_000_000_000_000, 0)), "blocks of another kind do not count");
+    }
+
+    #[test]
+    fn positions_in_a_topic_that_is_no_more_are_told_apart() {
+        let list = at("old", "abc").to_list(&Positions::from([(0, place(7, 0)), (1, place(7, 2))])).expect("a list");
+        let read = at("new", "abc").from_list(&list);
+        assert_eq!(read, BTreeMap::from([(0, Committed::InAnother), (1, Committed::InAnother)]));
     }
 
     #[test]
     fn metadata_of_others_counts_no_blocks() {
-        let mut list = TopicPartitionList::new();
-        let mut element = list.add_partition("audio", 0);
-        element.set_offset(Offset::Offset(5)).expect("an offset");
-        element.set_metadata("moved by hand");
-        assert_eq!(at("abc").from_list(&list), Positions::from([(0, Position { offset: 5, outputs: 0 })]));
+        for metadata in ["moved by hand", "", "tonearm blocks=4", "tonearm of=abc blocks=x", "blocks=4 of=abc"] {
+            assert_eq!(at("t", "abc").committed(5, metadata), Committed::Here(place(5, 0)), "{metadata}");
+        }
     }
 
     #[test]
-    fn a_commit_went_through_where_all_its_positions_are_reached() {
-        let place = |offset, outputs| Position { offset, outputs };
+    fn a_commit_went_through_if_all_its_positions_are_reached() {
+        let committed = |list: &[(i32, Position)]| {
+            list.iter().map(|&(partition, position)| (partition, Committed::Here(position))).collect::<BTreeMap<_, _>>()
+        };
         let attempted = Positions::from([(0, place(5, 0)), (1, place(9, 3))]);
-        assert!(reached(&attempted, &attempted));
-        assert!(reached(&Positions::from([(0, place(6, 0)), (1, place(9, 4))]), &attempted));
-        assert!(!reached(&Positions::from([(0, place(5, 0)), (1, place(9, 2))]), &attempted));
-        assert!(!reached(&Positions::from([(0, place(5, 0))]), &attempted));
+        assert!(reached(&committed(&[(0, place(5, 0)), (1, place(9, 3))]), &attempted));
+        assert!(reached(&committed(&[(0, place(6, 0)), (1, place(9, 4))]), &attempted));
+        assert!(!reached(&committed(&[(0, place(5, 0)), (1, place(9, 2))]), &attempted));
+        assert!(!reached(&committed(&[(0, place(5, 0))]), &attempted));
     }
 }

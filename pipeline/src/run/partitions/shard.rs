@@ -30,8 +30,8 @@ pub struct Shard {
 /// How far an assignment is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// It is not known yet where the group is: nothing is read before.
-    Asking,
+    /// It is asked where to read from: nothing is read before the answer to this question.
+    Asking { question: u64 },
     /// Records are read, from here on.
     Consuming { from: Position },
     /// No record is begun any more; those that are may finish until then.
@@ -54,7 +54,7 @@ impl Shard {
             ledger: Ledger::new(tally.clone()),
             lease: Arc::default(),
             tracks: OpenTracks::default(),
-            phase: Phase::Asking,
+            phase: Phase::Asking { question: 0 },
             full: false,
             stop: None,
             gauges: Gauges::new(partition),
@@ -66,7 +66,7 @@ impl Shard {
         self.lease.wind_down();
         let until = match self.phase {
             Phase::Draining { until } => until.min(deadline),
-            Phase::Asking | Phase::Consuming { .. } => deadline,
+            Phase::Asking { .. } | Phase::Consuming { .. } => deadline,
         };
         self.phase = Phase::Draining { until };
     }

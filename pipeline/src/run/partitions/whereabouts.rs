@@ -1,4 +1,4 @@
-//! Where new partitions are to be taken up: asked of the brokers on a thread of its own, as each question may take its time.
+//! Where partitions are to be taken up: asked of the brokers on a thread of its own, as each question may take its time.
 
 use std::{ops::Range, sync::Arc};
 
@@ -6,18 +6,20 @@ use crossbeam_channel::{Receiver, Sender};
 use rdkafka::{
     Offset, TopicPartitionList,
     consumer::Consumer,
-    error::{KafkaResult, RDKafkaErrorCode},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 
 use super::{
     ledger::Position,
     membership::GroupConsumer,
-    positions::{self, Coordinates, RETRY, STEP},
+    positions::{self, Committed, Coordinates, RETRY, STEP},
+    recover::Results,
 };
+use crate::{config::MissingOffsets, kafka};
 
-/// Partitions that were assigned together.
+/// Partitions that were assigned together, or that are to be taken up anew.
 pub struct Question {
-    /// Of the assignment, for the answer.
+    /// For the answer.
     pub id: u64,
     pub partitions: Vec<i32>,
 }
@@ -25,83 +27,143 @@ pub struct Question {
 /// Where they are to be taken up.
 pub struct Answer {
     pub id: u64,
+    /// The topic that is there now.
+    pub topic_id: Arc<str>,
+    pub counts: Counts,
     pub starts: Vec<Start>,
+}
+
+/// How many partitions topics have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    pub inputs: usize,
+    pub outputs: usize,
+    pub rejected: usize,
 }
 
 /// One partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Start {
     pub partition: i32,
-    pub from: Position,
-    /// Offset behind the last record there was.
+    /// `None` if the group has no position, and a person is to say where to begin.
+    pub from: Option<Position>,
+    /// The offset of the first record that is there.
+    pub first: i64,
+    /// Offset behind the last record that is there.
     pub end: i64,
     /// Offsets that the group had before it, and that the topic deleted before they were read.
     pub deleted: Range<i64>,
 }
 
-/// Answers questions, each as soon as the brokers do, until nobody asks any more.
-pub fn answer(
-    consumer: &Arc<GroupConsumer>,
-    at: &Coordinates,
-    questions: &Receiver<Question>,
-    answers: &Sender<Answer>,
-) {
-    for Question { id, partitions } in questions {
-        let starts = loop {
-            match starts(consumer, at, &partitions) {
-                Ok(starts) => break starts,
-                Err(error) => tracing::debug!("it is not known yet where the group is: {error}"),
-            }
-            if consumer.context().is_closing() {
-                return;
-            }
-            std::thread::sleep(RETRY);
-        };
-        if answers.send(Answer { id, starts }).is_err() {
-            return;
-        }
-    }
+/// Who answers.
+pub struct Whereabouts {
+    pub consumer: Arc<GroupConsumer>,
+    pub at: Coordinates,
+    /// Topics of predictions or blocks, and of rejects.
+    pub topics: [String; 2],
+    pub missing: MissingOffsets,
+    pub results: Results,
 }
 
-fn starts(consumer: &GroupConsumer, at: &Coordinates, partitions: &[i32]) -> KafkaResult<Vec<Start>> {
-    let committed = positions::committed(consumer, at, partitions.iter().copied())?;
-    let firsts = ends(consumer, &at.topic, partitions, Offset::Beginning)?;
-    let ends = ends(consumer, &at.topic, partitions, Offset::End)?;
-    let start = |(&partition, (first, end)): (&i32, (i64, i64))| {
-        let position = committed.get(&partition).copied();
-        Start { partition, end, ..take_up(position, first) }
-    };
-    Ok(partitions.iter().zip(firsts.into_iter().zip(ends)).map(start).collect())
+impl Whereabouts {
+    /// Answers questions, each as soon as the brokers do, until nobody asks any more.
+    pub fn answer(mut self, questions: &Receiver<Question>, answers: &Sender<Answer>) {
+        for Question { id, partitions } in questions {
+            let answer = loop {
+                match self.find(id, &partitions) {
+                    Ok(answer) => break answer,
+                    Err(error) => tracing::debug!("it is not known yet where the group is: {error}"),
+                }
+                if self.consumer.context().is_closing() {
+                    return;
+                }
+                std::thread::sleep(RETRY);
+            };
+            if answers.send(answer).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn find(&mut self, id: u64, partitions: &[i32]) -> KafkaResult<Answer> {
+        let [output, rejected] = &self.topics;
+        let names = [self.at.topic.as_str(), output, rejected];
+        let found = kafka::topics(self.consumer.client(), &names, STEP)?;
+        let count =
+            |at: usize| found.get(at).and_then(|topic| topic.as_ref().ok()).map_or(0, |topic| topic.partitions.len());
+        let input = found.first().cloned().unwrap_or(Err(RDKafkaErrorCode::UnknownTopic));
+        self.at.id = input.map_err(KafkaError::MetadataFetch)?.id.into();
+
+        let committed = positions::committed(&*self.consumer, &self.at, partitions.iter().copied())?;
+        let firsts = self.ends(partitions, Offset::Beginning)?;
+        let ends = self.ends(partitions, Offset::End)?;
+        let missing: Vec<i32> =
+            partitions.iter().copied().filter(|partition| !committed.contains_key(partition)).collect();
+        let recovered = match self.missing {
+            MissingOffsets::Recover if !missing.is_empty() => self.results.behind(&missing)?,
+            _ => Default::default(),
+        };
+        let mut starts = Vec::new();
+        for (&partition, (&first, &end)) in partitions.iter().zip(firsts.iter().zip(&ends)) {
+            let none = || match (recovered.get(&partition), self.missing) {
+                (Some(&offset), _) => {
+                    tracing::warn!(
+                        partition,
+                        offset,
+                        "the group has no position; this one is read back from its results"
+                    );
+                    Some(offset)
+                }
+                (None, MissingOffsets::Recover | MissingOffsets::Earliest) => Some(first),
+                (None, MissingOffsets::Latest) => Some(end),
+                (None, MissingOffsets::Stop) => None,
+            };
+            let position = match committed.get(&partition) {
+                Some(Committed::Here(position)) => Some(*position),
+                Some(Committed::InAnother) => {
+                    tracing::warn!(
+                        partition,
+                        "the topic was deleted and made again; its records are read from the first"
+                    );
+                    Some(Position { offset: first, outputs: 0 })
+                }
+                None => none().map(|offset| Position { offset, outputs: 0 }),
+            };
+            starts.push(Start { partition, first, end, ..take_up(position, first) });
+        }
+        let counts = Counts { inputs: count(0), outputs: count(1), rejected: count(2) };
+        Ok(Answer { id, topic_id: Arc::clone(&self.at.id), counts, starts })
+    }
+
+    /// The first or last offset of each partition.
+    fn ends(&self, partitions: &[i32], which: Offset) -> KafkaResult<Vec<i64>> {
+        let mut list = TopicPartitionList::new();
+        for &partition in partitions {
+            list.add_partition_offset(&self.at.topic, partition, which)?;
+        }
+        let found = self.consumer.offsets_for_times(list, STEP)?;
+        let offset = |partition: &i32| {
+            let element = found.find_partition(&self.at.topic, *partition);
+            let element = element.ok_or(KafkaError::OffsetFetch(RDKafkaErrorCode::UnknownPartition))?;
+            element.error()?;
+            match element.offset() {
+                Offset::Offset(offset) => Ok(offset),
+                _ => Err(KafkaError::OffsetFetch(RDKafkaErrorCode::NoOffset)),
+            }
+        };
+        partitions.iter().map(offset).collect()
+    }
 }
 
 /// A partition whose records begin at `first`, taken up at the group's position.
 fn take_up(position: Option<Position>, first: i64) -> Start {
     let (from, deleted) = match position {
-        // Nobody publishes music to have it ignored.
-        None => (Position { offset: first, outputs: 0 }, first..first),
-        Some(position) if position.offset < first => (Position { offset: first, outputs: 0 }, position.offset..first),
-        Some(position) => (position, first..first),
-    };
-    Start { partition: 0, from, end: first, deleted }
-}
-
-/// The first or last offset of each partition.
-fn ends(consumer: &GroupConsumer, topic: &str, partitions: &[i32], which: Offset) -> KafkaResult<Vec<i64>> {
-    let mut list = TopicPartitionList::new();
-    for &partition in partitions {
-        list.add_partition_offset(topic, partition, which)?;
-    }
-    let found = consumer.offsets_for_times(list, STEP)?;
-    let offset = |partition: &i32| {
-        let element = found.find_partition(topic, *partition);
-        let element = element.ok_or(rdkafka::error::KafkaError::OffsetFetch(RDKafkaErrorCode::UnknownPartition))?;
-        element.error()?;
-        match element.offset() {
-            Offset::Offset(offset) => Ok(offset),
-            _ => Err(rdkafka::error::KafkaError::OffsetFetch(RDKafkaErrorCode::NoOffset)),
+        Some(position) if position.offset < first => {
+            (Some(Position { offset: first, outputs: 0 }), position.offset..first)
         }
+        position => (position, first..first),
     };
-    partitions.iter().map(offset).collect()
+    Start { partition: 0, from, first, end: first, deleted }
 }
 
 #[cfg(test)]
@@ -111,11 +173,10 @@ mod tests {
     #[test]
     fn what_the_topic_deleted_is_named() {
         let at = |offset| Position { offset, outputs: 2 };
-        assert_eq!(take_up(Some(at(5)), 3).from, at(5));
+        assert_eq!(take_up(Some(at(5)), 3).from, Some(at(5)));
         assert!(take_up(Some(at(5)), 3).deleted.is_empty());
         let late = take_up(Some(at(5)), 9);
-        assert_eq!((late.from, late.deleted), (Position { offset: 9, outputs: 0 }, 5..9));
-        assert_eq!(take_up(None, 4).from, Position { offset: 4, outputs: 0 });
-        assert!(take_up(None, 4).deleted.is_empty());
+        assert_eq!((late.from, late.deleted), (Some(Position { offset: 9, outputs: 0 }), 5..9));
+        assert_eq!(take_up(None, 4).from, None);
     }
 }
