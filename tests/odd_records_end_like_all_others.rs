@@ -1,5 +1,5 @@
-//! Whatever can be published has its one result, and keeps no good record beside it from its own; also where topics have
-//! limits that a result would break.
+//! Whatever can be published has its one result, and keeps no good record beside it from its own; also where topics
+//! have limits that a result would break.
 
 use tonearm_tests::{
     audio::wav,

@@ -1,5 +1,5 @@
-//! Everything goes wrong that can: workers and brokers are killed, frozen, stopped and joined while records keep coming,
-//! and in the end every record must have its one result.
+//! Everything goes wrong that can: workers and brokers are killed, frozen, stopped and joined while records keep
+//! coming, and in the end every record must have its one result.
 
 mod crew;
 mod feed;
@@ -286,8 +286,8 @@ impl Chaos<'_> {
         }
     }
 
-    /// Waits until records that are published from now on have results in every partition, and every process has a share
-    /// in them. False where that does not come.
+    /// Waits until records that are published from now on have results in every partition, and every process has a
+    /// share in them. False where that does not come.
     fn settle(&mut self, after: &str) -> bool {
         let now_ms = now_ms();
         let deadline = Instant::now() + PATIENCE;

@@ -10,8 +10,8 @@ use crate::{
 /// Years from now.
 const FAR_MS: i64 = 10 * 365 * 24 * 60 * 60 * 1_000;
 const MIB: usize = 1 << 20;
-/// Of a value which is rejected, so that a reject is larger than what Kafka takes by default (1 MiB and 12 bytes) by some
-/// bytes or by none, as its headers and its key are short or long.
+/// Of a value which is rejected, so that a reject is larger than what Kafka takes by default (1 MiB and 12 bytes) by
+/// some bytes or by none, as its headers and its key are short or long.
 const ABOUT_A_MIB: std::ops::Range<usize> = MIB - 1_200..MIB - 100;
 
 /// What may be odd about a record.
