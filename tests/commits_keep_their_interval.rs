@@ -1,4 +1,5 @@
-//! `runtime.commit_interval_ms`: commits begin that far apart under load, and a result after a pause does not wait for one.
+//! `runtime.commit_interval_ms`: commits begin that far apart under load, and a result after a pause does not wait for
+//! one.
 
 use std::{
     thread,

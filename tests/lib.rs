@@ -1,7 +1,7 @@
 //! What the tests of the promises share: a real broker, the real program, and a stranger's Kafka client.
 //!
-//! Tests run side by side on one broker, so every one has topics and a group of its own; they wait for conditions, never
-//! for time to pass.
+//! Tests run side by side on one broker, so every one has topics and a group of its own; they wait for conditions,
+//! never for time to pass.
 
 mod support {
     pub mod admin;

@@ -1,4 +1,5 @@
-//! However long the backlog, memory holds the configured bytes in flight and no more; a full queue pauses its partition.
+//! However long the backlog, memory holds the configured bytes in flight and no more; a full queue pauses its
+//! partition.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -21,8 +22,8 @@ const IN_FLIGHT_MIB: u64 = 8;
 /// 0.7 s of 8 channels at 192 kHz, 2.05 MiB: one window.
 const RECORD_S: f32 = 0.7;
 const RECORDS: usize = 120;
-/// What may be held beyond a process at work on one record per worker: the bytes in flight; what librdkafka reads ahead of
-/// each partition (1 MiB, and then another or the one record that is larger); 24 MiB for an allocator's gaps.
+/// What may be held beyond a process at work on one record per worker: the bytes in flight; what librdkafka reads ahead
+/// of each partition (1 MiB, and then another or the one record that is larger); 24 MiB for an allocator's gaps.
 const ALLOWED_MIB: u64 = IN_FLIGHT_MIB + PARTITIONS as u64 * (1 + 3) + 24;
 
 /// Records come faster than it can work them off.

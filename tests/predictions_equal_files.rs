@@ -1,5 +1,5 @@
-//! A record's scores are those of the same bytes in a file, to the bit, however many workers there are and whatever else
-//! they do.
+//! A record's scores are those of the same bytes in a file, to the bit, however many workers there are and whatever
+//! else they do.
 
 use std::{collections::BTreeMap, io::Write, sync::OnceLock};
 

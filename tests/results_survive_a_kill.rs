@@ -132,8 +132,8 @@ fn two_processes_that_are_killed_forty_times_lose_and_repeat_nothing() {
     kill_one_of_two_again_and_again(800, 40);
 }
 
-/// What a killed process left open hides later results from readers until the brokers give it up, unless the next process
-/// voids it.
+/// What a killed process left open hides later results from readers until the brokers give it up, unless the next
+/// process voids it.
 #[test]
 fn a_process_voids_what_it_left_open_when_it_was_killed() {
     let topics = Topics::new(PARTITIONS);

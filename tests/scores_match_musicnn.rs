@@ -11,8 +11,8 @@ use tonearm_tests::{
     root,
 };
 
-/// A tenth of what is promised. TensorFlow's and libtorch's float32 differ by 1e-6; frames off by one sample, or a batch
-/// norm with another epsilon, move scores by more than 1e-3.
+/// A tenth of what is promised. TensorFlow's and libtorch's float32 differ by 1e-6; frames off by one sample, or a
+/// batch norm with another epsilon, move scores by more than 1e-3.
 const TOLERANCE: f32 = 1e-4;
 /// What bfloat16 may add, where it is on by default.
 const TOLERANCE_BFLOAT16: f32 = 1e-2;

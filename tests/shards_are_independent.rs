@@ -1,5 +1,5 @@
-//! Partitions are worked on side by side: a slow record holds no other partition back, one partition with all the load uses
-//! the whole machine, and no record takes so long that its process loses its place in the group.
+//! Partitions are worked on side by side: a slow record holds no other partition back, one partition with all the load
+//! uses the whole machine, and no record takes so long that its process loses its place in the group.
 
 use std::{fs, time::Duration};
 

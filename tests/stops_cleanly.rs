@@ -1,5 +1,5 @@
-//! SIGTERM finishes or abandons what is being worked on within a deadline, commits, and leaves the group; a second signal
-//! stops at once.
+//! SIGTERM finishes or abandons what is being worked on within a deadline, commits, and leaves the group; a second
+//! signal stops at once.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! Whatever is killed, frozen, stopped or joined, brokers too: every record has its one result. `make chaos` is this for
-//! longer.
+//! Whatever is killed, frozen, stopped or joined, brokers too: every record has its one result. `make chaos` is this
+//! for longer.
 
 use tonearm_tests::{
     broker::Version,

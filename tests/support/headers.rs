@@ -85,9 +85,9 @@ pub fn send<C: ProducerContext<DeliveryOpaque = usize> + 'static>(
         let header = Named { name: name.as_ptr(), val: ptr, size: size as isize };
         parts.push(part(Kind::RD_KAFKA_VTYPE_HEADER, Content { header }));
     }
-    // SAFETY: the producer is alive. Every part has the content of its kind; all they point to outlives the call, and is
-    // copied in it: topic and headers always are, key and value by the flag. The opaque is a `usize`, as the producer's
-    // context wants it.
+    // SAFETY: the producer is alive. Every part has the content of its kind; all they point to outlives the call, and
+    // is copied in it: topic and headers always are, key and value by the flag. The opaque is a `usize`, as the
+    // producer's context wants it.
     let error = unsafe { rd_kafka_produceva(producer.client().native_ptr(), parts.as_ptr(), parts.len()) };
     if error.is_null() {
         return Ok(());

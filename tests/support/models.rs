@@ -1,5 +1,5 @@
-//! Models made on the spot, for tests that ask nothing of scores but that they are a record's own. A TorchScript archive is
-//! a zip of text and a pickle, so making one takes neither Python nor libtorch.
+//! Models made on the spot, for tests that ask nothing of scores but that they are a record's own. A TorchScript
+//! archive is a zip of text and a pickle, so making one takes neither Python nor libtorch.
 
 use std::{
     fs,
@@ -39,8 +39,8 @@ pub fn tiny() -> Model {
     model("tiny", &[&format!("return torch.sigmoid({MEANS})")], OutputKind::Scores)
 }
 
-/// [`tiny`], but each window of 0.4 s keeps its worker busy for `per_window`, on any machine: a clock is looked at until
-/// the time is over. The program runs it by libtorch.
+/// [`tiny`], but each window of 0.4 s keeps its worker busy for `per_window`, on any machine: a clock is looked at
+/// until the time is over. The program runs it by libtorch.
 pub fn slow(per_window: Duration) -> Model {
     let body = [
         "start = ops.prim.TimePoint()",

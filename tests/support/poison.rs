@@ -2,6 +2,7 @@
 
 use crate::{
     audio::wav,
+    broker::{Topics, topic_config},
     chance::Chance,
     records::{Input, now_ms},
 };
@@ -9,8 +10,8 @@ use crate::{
 /// Years from now.
 const FAR_MS: i64 = 10 * 365 * 24 * 60 * 60 * 1_000;
 const MIB: usize = 1 << 20;
-/// Of a value which is rejected, so that a reject is larger than what Kafka takes by default (1 MiB and 12 bytes) by some
-/// bytes or by none, as its headers and its key are short or long.
+/// Of a value which is rejected, so that a reject is larger than what Kafka takes by default (1 MiB and 12 bytes) by
+/// some bytes or by none, as its headers and its key are short or long.
 const ABOUT_A_MIB: std::ops::Range<usize> = MIB - 1_200..MIB - 100;
 
 /// What may be odd about a record.
@@ -82,8 +83,8 @@ impl Poison {
             }
             Self::ManyHeaders => (0..2_000).for_each(|nth| header(format!("x-{nth}").as_bytes(), Some(vec![b'x'; 3]))),
             Self::LargeHeaders => {
-                header(b"content-type", Some(vec![b'x'; 600_000]));
-                header(b"ce_large", Some(vec![b'y'; 600_000]));
+                header(b"content-type", Some(noise(600_000, chance)));
+                header(b"ce_large", Some(noise(600_000, chance)));
             }
             Self::HeadersOfARejected => {
                 header(b"__connect.errors.topic", Some(b"elsewhere".to_vec()));
@@ -94,7 +95,7 @@ impl Poison {
             Self::NoKey => input.key = None,
             Self::EmptyKey => input.key = Some(Vec::new()),
             Self::LargeKey => {
-                input.key = Some(format!("poison-{n}-{}", "k".repeat(900_000)).into_bytes());
+                input.key = Some([format!("poison-{n}-").into_bytes(), noise(900_000, chance)].concat());
                 // With its key it is too large for a reject, and without a prediction's few bytes for nothing else.
                 if chance.below(2) == 0 {
                     input.value = Some(noise(300_000, chance));
@@ -111,7 +112,7 @@ impl Poison {
             }
             Self::AboutAMebibyte => {
                 let bytes = ABOUT_A_MIB.start as u64 + chance.below(ABOUT_A_MIB.len() as u64);
-                input.value = Some(vec![0; bytes as usize]);
+                input.value = Some(noise(bytes as usize, chance));
             }
         }
         input
@@ -124,7 +125,30 @@ pub fn any(n: usize, partition: i32, chance: &mut Chance) -> Input {
     kind.input(n, partition, chance)
 }
 
-/// Bytes that no container starts with.
+/// Gives topics limits, as other people set them, that results of poison do not keep; `compacted` ones take no record
+/// without a key.
+pub fn limit(topics: &Topics, compacted: &[&str]) {
+    const HOUR_MS: &str = "3600000";
+    let Topics { audio, predictions, rejected, .. } = topics;
+    // Takes whatever is published.
+    topic_config(audio, "max.message.bytes", "10000000");
+    topic_config(audio, "message.timestamp.after.max.ms", &i64::MAX.to_string());
+    for topic in [predictions, rejected] {
+        // Kafka's default.
+        topic_config(topic, "max.message.bytes", "1048588");
+        topic_config(topic, "message.timestamp.before.max.ms", HOUR_MS);
+        topic_config(topic, "message.timestamp.after.max.ms", HOUR_MS);
+    }
+    for topic in compacted {
+        topic_config(topic, "cleanup.policy", "compact");
+        // Never really compacted, or results of equal keys would be lost.
+        topic_config(topic, "min.compaction.lag.ms", "1000000000000000");
+    }
+    // Records of any time stay where they are.
+    [audio, predictions, rejected].iter().for_each(|topic| topic_config(topic, "retention.ms", "-1"));
+}
+
+/// Bytes that no container starts with, and that compress to nothing less.
 pub fn noise(bytes: usize, chance: &mut Chance) -> Vec<u8> {
     // No container starts with a zero byte and this many different ones.
     std::iter::once(0).chain((1..bytes).map(|_| chance.below(256) as u8)).collect()

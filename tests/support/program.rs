@@ -42,8 +42,8 @@ pub fn path() -> &'static Path {
     })
 }
 
-/// A file that `program` is made from and that has changed since. Cargo lists them beside the program; its own Cargo.toml
-/// and Cargo.lock are not among them, since they change for other programs as well.
+/// A file that `program` is made from and that has changed since. Cargo lists them beside the program; its own
+/// Cargo.toml and Cargo.lock are not among them, since they change for other programs as well.
 fn newer_source(program: &Path) -> Option<PathBuf> {
     let list = program.with_extension("d");
     let text = fs::read_to_string(&list).unwrap_or_else(|e| panic!("{}: {e}: run `make build`", list.display()));

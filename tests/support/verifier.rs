@@ -1,5 +1,5 @@
-//! Whether every record that was published has the one result it should have: pure, so that it can be shown to find each
-//! fault.
+//! Whether every record that was published has the one result it should have: pure, so that it can be shown to find
+//! each fault.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -241,8 +241,8 @@ pub struct Sample {
     pub ends: Ends,
 }
 
-/// Records that the group was behind before a result of them was `written`. A result that was never written is lost, which
-/// [`verify`] tells.
+/// Records that the group was behind before a result of them was `written`. A result that was never written is lost,
+/// which [`verify`] tells.
 pub fn ahead(samples: &[Sample], written: &[Record]) -> Vec<Fault> {
     // A result may be written again after an abort: what counts is that one was there.
     let mut first: BTreeMap<Source, Vec<&Record>> = BTreeMap::new();
@@ -422,8 +422,8 @@ mod tests {
         assert_eq!(faults(replaced), []);
     }
 
-    /// Puts a reject of class `result-refused` in the place of the first prediction, or makes the first reject one that is
-    /// reduced; both lack key, value and time.
+    /// Puts a reject of class `result-refused` in the place of the first prediction, or makes the first reject one that
+    /// is reduced; both lack key, value and time.
     fn reduce(history: &mut History, broken: bool) -> &mut Record {
         let published = &history.published[if broken { 4 } else { 0 }];
         let mut reject = Record { offset: 0, key: None, value: None, timestamp_ms: Some(7), ..published.clone() };

@@ -64,8 +64,8 @@ impl Report {
         self.verdict.faults.is_empty() && self.faults.is_empty()
     }
 
-    /// The promises of time that were not measured, or that half of the cases or more did not keep: single ones may be the
-    /// machine's fault.
+    /// The promises of time that were not measured, or that half of the cases or more did not keep: single ones may be
+    /// the machine's fault.
     fn late(&self) -> Vec<String> {
         let mut late = Vec::new();
         for (what, times, bound) in self.promises() {
