@@ -53,6 +53,8 @@ enum Line {
         partition: i32,
         offset: i64,
     },
+    /// An earlier run published it, and could not note it any more.
+    Found(Published),
     /// The run ended, and every record it sent is accounted for.
     Ended,
 }
@@ -67,6 +69,11 @@ pub enum JournalError {
     Broken { path: PathBuf, line: usize, source: serde_json::Error },
     #[error("{path} (--resume) is about topic {theirs}, not {ours}", path = path.display())]
     OtherTopic { path: PathBuf, theirs: String, ours: String },
+    #[error(
+        "{path} (--resume) says that more was published to {topic}, partition {partition}, than is there: the topic was \
+         made anew, which needs another file", path = path.display()
+    )]
+    NewTopic { path: PathBuf, topic: String, partition: i32 },
 }
 
 /// The journal of one topic, open for more. No other process writes to it meanwhile.
@@ -74,6 +81,8 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     published: HashSet<Published>,
+    /// Where the topic's partitions ended when last heard of.
+    ends: BTreeMap<i32, i64>,
     /// From where records may be in the topic that are not in the journal; empty if the last run accounted for all.
     unsure: BTreeMap<i32, i64>,
 }
@@ -92,7 +101,7 @@ impl Journal {
         })?;
         let mut text = Vec::new();
         file.rewind().and_then(|()| file.read_to_end(&mut text)).map_err(io)?;
-        let (mut published, mut unsure) = (HashSet::new(), BTreeMap::new());
+        let (mut published, mut known, mut unsure) = (HashSet::new(), BTreeMap::new(), BTreeMap::new());
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
         for (index, line) in text[..whole].split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty())
         {
@@ -107,12 +116,15 @@ impl Journal {
                 }
                 // After a run that has not ended its positions stay, as its records lie behind them.
                 Line::Began { ends, .. } => ends.into_iter().for_each(|(partition, end)| {
+                    known.insert(partition, end);
                     unsure.entry(partition).or_insert(end);
                 }),
                 Line::Published { published: one, partition, offset } => {
                     published.insert(one);
+                    known.insert(partition, offset + 1);
                     unsure.insert(partition, offset + 1);
                 }
+                Line::Found(one) => _ = published.insert(one),
                 Line::Ended => unsure.clear(),
             }
         }
@@ -123,7 +135,7 @@ impl Journal {
             return Err(io(source));
         }
         file.set_len(whole as u64).map_err(io)?;
-        Ok(Self { path: path.to_owned(), file, published, unsure })
+        Ok(Self { path: path.to_owned(), file, published, ends: known, unsure })
     }
 
     pub fn has(&self, file: &Published) -> bool {
@@ -133,8 +145,12 @@ impl Journal {
     /// Notes that a run begins, with the ends of the topic's partitions.
     ///
     /// # Errors
-    /// The disk is full, or failed.
+    /// The topic is not the one that the journal knows, or the disk is full, or failed.
     pub fn begin(&mut self, topic: &str, ends: BTreeMap<i32, i64>) -> Result<(), JournalError> {
+        let shorter = |(partition, end): &(&i32, &i64)| ends.get(partition).is_none_or(|now| now < end);
+        if let Some((&partition, _)) = self.ends.iter().find(shorter) {
+            return Err(JournalError::NewTopic { path: self.path.clone(), topic: topic.to_owned(), partition });
+        }
         self.append(&Line::Began { topic: topic.to_owned(), ends })
     }
 
@@ -144,6 +160,15 @@ impl Journal {
     /// The disk is full, or failed.
     pub fn add(&mut self, published: Published, partition: i32, offset: i64) -> Result<(), JournalError> {
         self.append(&Line::Published { published, partition, offset })
+    }
+
+    /// Notes a record that [`unnoted`](Self::unnoted) found. All are to be noted before the first new one is published:
+    /// what is unsure lies behind the last one that was.
+    ///
+    /// # Errors
+    /// The disk is full, or failed.
+    pub fn add_found(&mut self, published: Published) -> Result<(), JournalError> {
+        self.append(&Line::Found(published))
     }
 
     /// Notes that nothing is under way any more.
@@ -163,8 +188,8 @@ impl Journal {
         written.map_err(|source| JournalError::Io { path: self.path.clone(), source })
     }
 
-    /// The records that the last run may have published without noting them: where they are, by key and hash of the
-    /// value. Empty if that run accounted for all of its records.
+    /// The records that the last run may have published without noting them. None if that run accounted for all of its
+    /// records.
     ///
     /// # Errors
     /// The topic cannot be read.
@@ -195,9 +220,8 @@ impl Journal {
         while unread > 0 {
             match consumer.poll(FIRST_ANSWER) {
                 Some(Ok(message)) => {
-                    let hash = blake3::hash(message.payload().unwrap_or_default());
-                    let key = message.key().unwrap_or_default().to_vec();
-                    found.insert((key, hash), (message.partition(), message.offset()));
+                    let hashes: &mut Vec<_> = found.entry(message.key().unwrap_or_default().to_vec()).or_default();
+                    hashes.push(blake3::hash(message.payload().unwrap_or_default()));
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => unread -= 1,
                 Some(Err(error)) => return Err(error),
@@ -208,8 +232,8 @@ impl Journal {
     }
 }
 
-/// Partition and offset of records, by key and hash of the value.
-pub type Unnoted = HashMap<(Vec<u8>, blake3::Hash), (i32, i64)>;
+/// Hashes of records' values, by key.
+pub type Unnoted = HashMap<Vec<u8>, Vec<blake3::Hash>>;
 
 #[cfg(test)]
 mod tests {
@@ -238,14 +262,18 @@ mod tests {
         assert!(journal.has(&file("a")) && !journal.has(&file("b")));
         assert_eq!(journal.unsure, BTreeMap::from([(0, 10), (1, 24)]));
         journal.begin("audio", BTreeMap::from([(0, 15), (1, 30), (2, 0)])).expect("a line");
+        journal.add_found(file("c")).expect("a line");
         journal.add(file("b"), 0, 15).expect("a line");
         drop(journal);
         let mut journal = Journal::open(&path, "audio").expect("a journal");
-        assert!(journal.has(&file("b")));
+        assert!(journal.has(&file("b")) && journal.has(&file("c")));
         assert_eq!(journal.unsure, BTreeMap::from([(0, 16), (1, 24), (2, 0)]));
         journal.end().expect("a line");
         drop(journal);
-        assert_eq!(Journal::open(&path, "audio").expect("a journal").unsure, BTreeMap::new());
+        let mut journal = Journal::open(&path, "audio").expect("a journal");
+        assert_eq!(journal.unsure, BTreeMap::new());
+        let fewer = journal.begin("audio", BTreeMap::from([(0, 16), (1, 23), (2, 0)]));
+        assert!(matches!(fewer, Err(JournalError::NewTopic { partition: 1, .. })), "{fewer:?}");
     }
 
     #[test]
