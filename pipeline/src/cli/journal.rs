@@ -4,11 +4,11 @@
 //! journal. They lie behind the last one that is in it: the next run looks for them in the topic.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{File, OpenOptions},
     io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
-    time::UNIX_EPOCH,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rdkafka::{
@@ -19,6 +19,10 @@ use rdkafka::{
 use serde::{Deserialize, Serialize};
 
 use crate::kafka::{FIRST_ANSWER, Logged};
+
+/// For this long after its last line, records of a run that crashed may still be on their way: the broker has what the
+/// run sent it, and may not have looked at it.
+const ON_THE_WAY: Duration = Duration::from_secs(3);
 
 /// A file in the state in which it was published. A changed file is another one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -81,6 +85,8 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     published: HashSet<Published>,
+    /// When the last run wrote its last line.
+    written: SystemTime,
     /// Where the topic's partitions ended when last heard of.
     ends: BTreeMap<i32, i64>,
     /// From where records may be in the topic that are not in the journal; empty if the last run accounted for all.
@@ -99,6 +105,7 @@ impl Journal {
             std::fs::TryLockError::WouldBlock => JournalError::InUse { path: path.to_owned() },
             std::fs::TryLockError::Error(source) => io(source),
         })?;
+        let written = file.metadata().and_then(|metadata| metadata.modified()).map_err(io)?;
         let mut text = Vec::new();
         file.rewind().and_then(|()| file.read_to_end(&mut text)).map_err(io)?;
         let (mut published, mut known, mut unsure) = (HashSet::new(), BTreeMap::new(), BTreeMap::new());
@@ -135,7 +142,7 @@ impl Journal {
             return Err(io(source));
         }
         file.set_len(whole as u64).map_err(io)?;
-        Ok(Self { path: path.to_owned(), file, published, ends: known, unsure })
+        Ok(Self { path: path.to_owned(), file, published, written, ends: known, unsure })
     }
 
     pub fn has(&self, file: &Published) -> bool {
@@ -198,6 +205,7 @@ impl Journal {
         if self.unsure.is_empty() {
             return Ok(found);
         }
+        std::thread::sleep(ON_THE_WAY.saturating_sub(self.written.elapsed().unwrap_or_default()));
         let mut client = client.clone();
         client
             // What retention has taken meanwhile was not needed.
@@ -208,22 +216,22 @@ impl Journal {
             .set("isolation.level", "read_uncommitted")
             .set("receive.message.max.bytes", crate::kafka::MAX_RESPONSE_BYTES);
         let consumer: BaseConsumer<Logged> = client.create_with_context(Logged)?;
-        let mut assignment = TopicPartitionList::new();
+        let (mut assignment, mut unread) = (TopicPartitionList::new(), BTreeSet::new());
         for (&partition, &from) in &self.unsure {
             let (_, end) = consumer.fetch_watermarks(topic, partition, FIRST_ANSWER)?;
             if from < end {
                 assignment.add_partition_offset(topic, partition, Offset::Offset(from))?;
+                unread.insert(partition);
             }
         }
-        let mut unread = assignment.count();
         consumer.assign(&assignment)?;
-        while unread > 0 {
+        while !unread.is_empty() {
             match consumer.poll(FIRST_ANSWER) {
                 Some(Ok(message)) => {
                     let hashes: &mut Vec<_> = found.entry(message.key().unwrap_or_default().to_vec()).or_default();
                     hashes.push(blake3::hash(message.payload().unwrap_or_default()));
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => unread -= 1,
+                Some(Err(KafkaError::PartitionEOF(partition))) => _ = unread.remove(&partition),
                 Some(Err(error)) => return Err(error),
                 None => return Err(KafkaError::NoMessageReceived),
             }
