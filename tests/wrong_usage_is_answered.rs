@@ -1,13 +1,13 @@
 //! Whatever is asked wrongly is answered in one clear sentence on standard error, with the right exit code.
 
-use std::time::Duration;
+use std::{fs::File, process::Stdio, time::Duration};
 
 use tonearm_tests::{
     answers::{A_PERSON, FAILED, USAGE, assert_says, assert_says_only, file, text, tonearm, with},
     audio::wav,
     broker::{self, Topics, brokers},
     chance,
-    program::{Answer, Run},
+    program::{Answer, Run, command},
     records::{Input, publish},
     wait, wait_within,
 };
@@ -159,6 +159,9 @@ fn a_bad_value_from_the_environment_is_named_by_its_variable() {
         ("TONEARM__RUNTIME__DELIVERY", "sometimes", "exactly-once, at-least-once"),
         ("TONEARM__ADMIN__LISTEN", "nowhere", "127.0.0.1:8080"),
         ("TONEARM__OUTPUT__LABELS", "some", "all"),
+        ("TONEARM__KAFKA__MISSING_OFFSETS", "newest", "recover, earliest, latest, stop"),
+        ("TONEARM__KAFKA__GROUP_PROTOCOL", "raft", "auto, consumer, classic"),
+        ("TONEARM__OUTPUT__WINDOWS", "perhaps", "true or false"),
     ] {
         assert_says_only(&with(&[(variable, value)], &["config", "check"]), USAGE, &[variable, value, allowed]);
     }
@@ -195,6 +198,117 @@ fn secrets_are_not_printed() {
     let answer = tonearm(&["config", "print", "--config", text(config.path())]);
     assert_eq!(answer.code, Some(0), "{answer:?}");
     assert!(answer.out.contains("sasl.password") && !answer.out.contains("opensesame"), "{}", answer.out);
+    for mistake in [
+        "[kafka.properties]\n\"sasl.passwrd\" = \"opensesame\"\n",
+        "[kafka.properties]\n\"sasl.password\" = opensesame\n",
+        "[kafka.properties]\nsasl.password = \"opensesame\"\n",
+        "[kafka.properties]\n\"ssl.key.pem\" = \"opensesame\"\n\"security.protocol\" = \"ssl\"\n",
+        "[kafka.properties]\n\"sasl.password\" = \"opensesame\"\n\"sasl.mechanism\" = \"opensesame\"\n\
+         \"security.protocol\" = \"sasl_ssl\"\n",
+    ] {
+        let (answer, path) = check(mistake);
+        assert_eq!((answer.code, answer.err.contains("opensesame")), (Some(USAGE), false), "{path}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_secret_comes_from_a_variable_or_a_file() {
+    let (key, config) = (file(".txt", "opensesame\n"), "[kafka.properties]\n\"sasl.password\" = ");
+    let of_file = file(".toml", format!("{config}{{ file = {:?} }}\n", key.path()));
+    let of_variable = file(".toml", format!("{config}{{ env = \"OUR_PASSWORD\" }}\n"));
+    for config in [&of_file, &of_variable] {
+        let arguments = ["config", "print", "--config", text(config.path())];
+        let answer = with(&[("OUR_PASSWORD", "opensesame")], &arguments);
+        assert_eq!((answer.code, answer.err.as_str()), (Some(0), ""));
+        assert!(!answer.out.contains("opensesame"), "{}", answer.out);
+    }
+    let (missing, path) =
+        (tonearm(&["--config", text(of_variable.path()), "config", "check"]), text(of_variable.path()));
+    assert_says_only(&missing, USAGE, &["kafka.properties.sasl.password", "OUR_PASSWORD", "not set", path]);
+    let (nowhere, path) = check(&format!("{config}{{ file = \"nowhere.txt\" }}\n"));
+    assert_says_only(&nowhere, USAGE, &["kafka.properties.sasl.password", "nowhere.txt", "No such file", &path]);
+    let (both, path) = check(&format!("{config}{{ file = \"a\", env = \"A\" }}\n"));
+    assert_says_only(&both, USAGE, &["kafka.properties.sasl.password", "{ env = \"NAME\" }", &path]);
+}
+
+#[test]
+fn properties_that_a_promise_rests_on_are_refused_by_name() {
+    for (name, value, instead) in [
+        ("enable.auto.commit", "true", "positions"),
+        ("enable.auto.offset.store", "true", "positions"),
+        ("auto.commit.enable", "true", "positions"),
+        ("isolation.level", "read_uncommitted", "void"),
+        ("group.id", "ours", "kafka.group_id"),
+        ("group.instance.id", "one", "kafka.instance_id"),
+        ("group.protocol", "classic", "kafka.group_protocol"),
+        ("transactional.id", "one", "kafka.instance_id"),
+        ("enable.idempotence", "false", "twice"),
+        ("acks", "1", "replicas"),
+        ("max.in.flight", "100", "order"),
+        ("auto.offset.reset", "latest", "kafka.missing_offsets"),
+        ("bootstrap.servers", "elsewhere:9092", "kafka.brokers"),
+        ("metadata.broker.list", "elsewhere:9092", "kafka.brokers"),
+    ] {
+        let (answer, path) = check(&format!("[kafka.properties]\n{name:?} = {value:?}\n"));
+        assert_says_only(&answer, USAGE, &[&format!("kafka.properties.{name} "), instead, &path]);
+    }
+}
+
+#[test]
+fn properties_that_librdkafka_refuses_are_named() {
+    for (properties, fragments) in [
+        ("\"no.such.property\" = 1", &["kafka.properties.no.such.property", "not a property of librdkafka"][..]),
+        ("\"security.protocol\" = \"sls\"", &["kafka.properties.security.protocol", "sls"]),
+        ("\"fetch.wait.max.ms\" = -1", &["kafka.properties.fetch.wait.max.ms", "0..300000"]),
+    ] {
+        let (answer, path) = check(&format!("[kafka.properties]\n{properties}\n"));
+        assert_says_only(&answer, USAGE, &[fragments, &[&path]].concat());
+    }
+    // What only clients find.
+    for (properties, fragments) in [
+        ("\"security.protocol\" = \"ssl\"\n\"ssl.ca.location\" = \"/nowhere.pem\"", "ssl.ca.location"),
+        ("\"retries\" = 0", "retries"),
+    ] {
+        let (answer, _) = check(&format!("[kafka.properties]\n{properties}\n"));
+        assert_says_only(&answer, USAGE, &["kafka.properties", fragments]);
+    }
+}
+
+#[test]
+fn what_a_full_disk_does_not_take_is_a_failure() {
+    let tone = file(".wav", wav(220.0, 0.5, 16_000, 1));
+    for arguments in [
+        &["config", "print"][..],
+        &["config", "print", "--defaults"],
+        &["config", "check"],
+        &["models", "list"],
+        &["inspect", text(tone.path())],
+        &["inspect", "--json", text(tone.path())],
+        &["predict", text(tone.path())],
+        &["predict", "--json", text(tone.path())],
+    ] {
+        let mut command = command(arguments);
+        command.stdout(File::options().write(true).open("/dev/full").expect("a full disk"));
+        let output = command.output().expect("the program can be started");
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(FAILED), "{arguments:?}: {err}");
+        assert!(err.contains("standard output cannot be written: No space left on device"), "{arguments:?}: {err}");
+        assert_eq!(err.lines().count(), 1, "{err}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let tone = file(".wav", wav(220.0, 0.5, 16_000, 1));
+    for arguments in [&["config", "print"][..], &["inspect", text(tone.path())], &["predict", text(tone.path())]] {
+        let mut command = command(arguments);
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program can be started");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("the program ends");
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), err.as_str()), (Some(0), ""), "{arguments:?}");
+    }
 }
 
 #[test]
@@ -218,8 +332,13 @@ fn blocks_that_could_be_repeated_are_refused() {
 fn an_unreachable_broker_is_named() {
     let tone = file(".wav", wav(220.0, 0.5, 16_000, 1));
     // Port 1 is tcpmux, which nobody runs.
-    let commands =
-        [&["run", "--exit-if-unreachable"][..], &["tail"], &["topics", "create"], &["publish", text(tone.path())]];
+    let commands = [
+        &["run", "--exit-if-unreachable"][..],
+        &["tail"],
+        &["offsets", "show"],
+        &["topics", "create"],
+        &["publish", text(tone.path())],
+    ];
     std::thread::scope(|scope| {
         for arguments in commands {
             scope.spawn(move || {
@@ -240,6 +359,7 @@ fn a_missing_topic_is_named_with_the_command_that_makes_it() {
         (&["run"][..], &topics.audio),
         (&["publish", text(tone.path())], &topics.audio),
         (&["tail"], &topics.predictions),
+        (&["offsets", "show"], &topics.audio),
     ] {
         let arguments = [arguments, &["--brokers", brokers(), "--log", "error"]].concat();
         assert_says_only(&with(&options, &arguments), A_PERSON, &[missing, "does not exist", "tonearm topics create"]);
@@ -252,13 +372,6 @@ fn a_port_that_is_taken_is_named() {
     let address = taken.local_addr().expect("an address").to_string();
     let answer = with(&[("TONEARM__ADMIN__LISTEN", &address)], &["run", "--brokers", brokers(), "--log", "error"]);
     assert_says_only(&answer, FAILED, &["admin.listen", &address, "choose another port"]);
-}
-
-#[test]
-fn a_property_librdkafka_does_not_know_is_named() {
-    let config = file(".toml", "[kafka.properties]\n\"no.such.property\" = \"1\"\n");
-    let arguments = ["run", "--brokers", brokers(), "--log", "error", "--config", text(config.path())];
-    assert_says_only(&tonearm(&arguments), USAGE, &["kafka.properties", "no.such.property"]);
 }
 
 #[test]

@@ -42,8 +42,8 @@ pub fn main(global: &Global, command: &ConfigCommand) -> CommandResult {
     Ok(())
 }
 
-/// Makes the clients of a run, which nothing is connected with: librdkafka checks some properties together, and reads the
-/// files that others name.
+/// Makes clients as a run does, without a broker to connect to: librdkafka checks some properties together, and reads
+/// the files that others name.
 fn check_clients(config: &Config) -> CommandResult {
     let refused = |e: KafkaError| {
         let reason = match e {

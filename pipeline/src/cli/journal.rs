@@ -4,11 +4,11 @@
 //! journal. They lie behind the last one that is in it: the next run looks for them in the topic.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{File, OpenOptions},
     io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
-    time::UNIX_EPOCH,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rdkafka::{
@@ -19,6 +19,10 @@ use rdkafka::{
 use serde::{Deserialize, Serialize};
 
 use crate::kafka::{FIRST_ANSWER, Logged};
+
+/// For this long after its last line, records of a run that crashed may still be on their way: the broker has what the
+/// run sent it, and may not have looked at it.
+const ON_THE_WAY: Duration = Duration::from_secs(3);
 
 /// A file in the state in which it was published. A changed file is another one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -53,6 +57,8 @@ enum Line {
         partition: i32,
         offset: i64,
     },
+    /// An earlier run published it, and could not note it any more.
+    Found(Published),
     /// The run ended, and every record it sent is accounted for.
     Ended,
 }
@@ -67,6 +73,11 @@ pub enum JournalError {
     Broken { path: PathBuf, line: usize, source: serde_json::Error },
     #[error("{path} (--resume) is about topic {theirs}, not {ours}", path = path.display())]
     OtherTopic { path: PathBuf, theirs: String, ours: String },
+    #[error(
+        "{path} (--resume) says that more was published to {topic}, partition {partition}, than is there: the topic was \
+         made anew, which needs another file", path = path.display()
+    )]
+    NewTopic { path: PathBuf, topic: String, partition: i32 },
 }
 
 /// The journal of one topic, open for more. No other process writes to it meanwhile.
@@ -74,6 +85,10 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     published: HashSet<Published>,
+    /// When the last run wrote its last line.
+    written: SystemTime,
+    /// Where the topic's partitions ended when last heard of.
+    ends: BTreeMap<i32, i64>,
     /// From where records may be in the topic that are not in the journal; empty if the last run accounted for all.
     unsure: BTreeMap<i32, i64>,
 }
@@ -90,9 +105,10 @@ impl Journal {
             std::fs::TryLockError::WouldBlock => JournalError::InUse { path: path.to_owned() },
             std::fs::TryLockError::Error(source) => io(source),
         })?;
+        let written = file.metadata().and_then(|metadata| metadata.modified()).map_err(io)?;
         let mut text = Vec::new();
         file.rewind().and_then(|()| file.read_to_end(&mut text)).map_err(io)?;
-        let (mut published, mut unsure) = (HashSet::new(), BTreeMap::new());
+        let (mut published, mut known, mut unsure) = (HashSet::new(), BTreeMap::new(), BTreeMap::new());
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
         for (index, line) in text[..whole].split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty())
         {
@@ -107,12 +123,15 @@ impl Journal {
                 }
                 // After a run that has not ended its positions stay, as its records lie behind them.
                 Line::Began { ends, .. } => ends.into_iter().for_each(|(partition, end)| {
+                    known.insert(partition, end);
                     unsure.entry(partition).or_insert(end);
                 }),
                 Line::Published { published: one, partition, offset } => {
                     published.insert(one);
+                    known.insert(partition, offset + 1);
                     unsure.insert(partition, offset + 1);
                 }
+                Line::Found(one) => _ = published.insert(one),
                 Line::Ended => unsure.clear(),
             }
         }
@@ -123,7 +142,7 @@ impl Journal {
             return Err(io(source));
         }
         file.set_len(whole as u64).map_err(io)?;
-        Ok(Self { path: path.to_owned(), file, published, unsure })
+        Ok(Self { path: path.to_owned(), file, published, written, ends: known, unsure })
     }
 
     pub fn has(&self, file: &Published) -> bool {
@@ -133,8 +152,12 @@ impl Journal {
     /// Notes that a run begins, with the ends of the topic's partitions.
     ///
     /// # Errors
-    /// The disk is full, or failed.
+    /// The topic is not the one that the journal knows, or the disk is full, or failed.
     pub fn begin(&mut self, topic: &str, ends: BTreeMap<i32, i64>) -> Result<(), JournalError> {
+        let shorter = |(partition, end): &(&i32, &i64)| ends.get(partition).is_none_or(|now| now < end);
+        if let Some((&partition, _)) = self.ends.iter().find(shorter) {
+            return Err(JournalError::NewTopic { path: self.path.clone(), topic: topic.to_owned(), partition });
+        }
         self.append(&Line::Began { topic: topic.to_owned(), ends })
     }
 
@@ -144,6 +167,15 @@ impl Journal {
     /// The disk is full, or failed.
     pub fn add(&mut self, published: Published, partition: i32, offset: i64) -> Result<(), JournalError> {
         self.append(&Line::Published { published, partition, offset })
+    }
+
+    /// Notes a record that [`unnoted`](Self::unnoted) found. All are to be noted before the first new one is published:
+    /// what is unsure lies behind the last one that was.
+    ///
+    /// # Errors
+    /// The disk is full, or failed.
+    pub fn add_found(&mut self, published: Published) -> Result<(), JournalError> {
+        self.append(&Line::Found(published))
     }
 
     /// Notes that nothing is under way any more.
@@ -163,8 +195,8 @@ impl Journal {
         written.map_err(|source| JournalError::Io { path: self.path.clone(), source })
     }
 
-    /// The records that the last run may have published without noting them: where they are, by key and hash of the
-    /// value. Empty if that run accounted for all of its records.
+    /// The records that the last run may have published without noting them. None if that run accounted for all of its
+    /// records.
     ///
     /// # Errors
     /// The topic cannot be read.
@@ -173,6 +205,7 @@ impl Journal {
         if self.unsure.is_empty() {
             return Ok(found);
         }
+        std::thread::sleep(ON_THE_WAY.saturating_sub(self.written.elapsed().unwrap_or_default()));
         let mut client = client.clone();
         client
             // What retention has taken meanwhile was not needed.
@@ -183,23 +216,22 @@ impl Journal {
             .set("isolation.level", "read_uncommitted")
             .set("receive.message.max.bytes", crate::kafka::MAX_RESPONSE_BYTES);
         let consumer: BaseConsumer<Logged> = client.create_with_context(Logged)?;
-        let mut assignment = TopicPartitionList::new();
+        let (mut assignment, mut unread) = (TopicPartitionList::new(), BTreeSet::new());
         for (&partition, &from) in &self.unsure {
             let (_, end) = consumer.fetch_watermarks(topic, partition, FIRST_ANSWER)?;
             if from < end {
                 assignment.add_partition_offset(topic, partition, Offset::Offset(from))?;
+                unread.insert(partition);
             }
         }
-        let mut unread = assignment.count();
         consumer.assign(&assignment)?;
-        while unread > 0 {
+        while !unread.is_empty() {
             match consumer.poll(FIRST_ANSWER) {
                 Some(Ok(message)) => {
-                    let hash = blake3::hash(message.payload().unwrap_or_default());
-                    let key = message.key().unwrap_or_default().to_vec();
-                    found.insert((key, hash), (message.partition(), message.offset()));
+                    let hashes: &mut Vec<_> = found.entry(message.key().unwrap_or_default().to_vec()).or_default();
+                    hashes.push(blake3::hash(message.payload().unwrap_or_default()));
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => unread -= 1,
+                Some(Err(KafkaError::PartitionEOF(partition))) => _ = unread.remove(&partition),
                 Some(Err(error)) => return Err(error),
                 None => return Err(KafkaError::NoMessageReceived),
             }
@@ -208,8 +240,8 @@ impl Journal {
     }
 }
 
-/// Partition and offset of records, by key and hash of the value.
-pub type Unnoted = HashMap<(Vec<u8>, blake3::Hash), (i32, i64)>;
+/// Hashes of records' values, by key.
+pub type Unnoted = HashMap<Vec<u8>, Vec<blake3::Hash>>;
 
 #[cfg(test)]
 mod tests {
@@ -238,14 +270,18 @@ mod tests {
         assert!(journal.has(&file("a")) && !journal.has(&file("b")));
         assert_eq!(journal.unsure, BTreeMap::from([(0, 10), (1, 24)]));
         journal.begin("audio", BTreeMap::from([(0, 15), (1, 30), (2, 0)])).expect("a line");
+        journal.add_found(file("c")).expect("a line");
         journal.add(file("b"), 0, 15).expect("a line");
         drop(journal);
         let mut journal = Journal::open(&path, "audio").expect("a journal");
-        assert!(journal.has(&file("b")));
+        assert!(journal.has(&file("b")) && journal.has(&file("c")));
         assert_eq!(journal.unsure, BTreeMap::from([(0, 16), (1, 24), (2, 0)]));
         journal.end().expect("a line");
         drop(journal);
-        assert_eq!(Journal::open(&path, "audio").expect("a journal").unsure, BTreeMap::new());
+        let mut journal = Journal::open(&path, "audio").expect("a journal");
+        assert_eq!(journal.unsure, BTreeMap::new());
+        let fewer = journal.begin("audio", BTreeMap::from([(0, 16), (1, 23), (2, 0)]));
+        assert!(matches!(fewer, Err(JournalError::NewTopic { partition: 1, .. })), "{fewer:?}");
     }
 
     #[test]

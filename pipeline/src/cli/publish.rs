@@ -28,7 +28,7 @@ use super::{
     CommandError, CommandResult, Global,
     files::{self, AudioFile},
     flag,
-    journal::{Journal, Published, Unnoted},
+    journal::{Journal, JournalError, Published, Unnoted},
     say, signals,
 };
 use crate::{
@@ -107,7 +107,8 @@ pub fn main(global: &Global, args: &PublishArgs) -> CommandResult {
     }
 
     let mut state = State { journal, ..State::default() };
-    let parcels = state.pack(&files, args.key.as_deref(), &limit);
+    let mut parcels = state.pack(&files, args.key.as_deref(), &limit);
+    parcels.retain(|parcel| !state.is_found(parcel, &unnoted));
     let bar = bar(&parcels);
     let largest = parcels.iter().map(|parcel| parcel.bytes).max().unwrap_or(0);
     let producer = producer(&config, largest, Deliveries { bar: bar.clone(), state: Mutex::new(state) })?;
@@ -118,18 +119,19 @@ pub fn main(global: &Global, args: &PublishArgs) -> CommandResult {
         }
         bar.set_message(parcel.path.display().to_string());
         let path = parcel.path.clone();
-        if let Err(reason) = publish(&producer, topic, parcel, &mut unnoted, &stop) {
-            deliveries.state().fail(&path, reason);
+        if let Err(reason) = publish(&producer, topic, parcel, &stop) {
+            bar.suspend(|| deliveries.state().fail(&path, reason));
         }
     }
     let unanswered = finish(&producer, &stop);
     bar.finish_and_clear();
     let mut state = std::mem::take(&mut *producer.context().state());
     drop(producer);
-    state.close(unanswered)?;
+    let closed = state.close(unanswered);
 
     let before = if state.before > 0 { format!(", {} before", state.before) } else { String::new() };
     say::line(format_args!("{} of {total} files published to {topic}{before}", state.confirmed))?;
+    closed?;
     let left = total - state.confirmed - state.before - state.failed;
     if left > 0 {
         let maybe = if unanswered > 0 { format!(", {unanswered} of them perhaps are") } else { String::new() };
@@ -147,6 +149,17 @@ struct Parcel {
     bytes: u64,
     /// What the journal is to say of it.
     published: Option<Published>,
+}
+
+impl Parcel {
+    fn read(&self) -> Result<Vec<u8>, String> {
+        // One byte more than there should be shows that the file has grown since its length was checked.
+        let mut bytes = Vec::new();
+        File::open(&self.path)
+            .and_then(|file| file.take(self.bytes + 1).read_to_end(&mut bytes))
+            .map_err(|e| format!("cannot be read: {e}"))?;
+        if bytes.len() as u64 == self.bytes { Ok(bytes) } else { Err("has changed while it was read".to_owned()) }
+    }
 }
 
 /// The largest record, and who says so.
@@ -235,29 +248,14 @@ fn finish(producer: &ThreadedProducer<Deliveries>, stop: &AtomicBool) -> usize {
     usize::try_from(producer.in_flight_count()).unwrap_or(0)
 }
 
-/// Hands a file to the producer, if the last run did not publish it.
+/// Hands a file to the producer.
 fn publish(
     producer: &ThreadedProducer<Deliveries>,
     topic: &str,
     parcel: Parcel,
-    unnoted: &mut Unnoted,
     stop: &AtomicBool,
 ) -> Result<(), String> {
-    // One byte more than there should be shows that the file has grown since its length was checked.
-    let mut bytes = Vec::new();
-    File::open(&parcel.path)
-        .and_then(|file| file.take(parcel.bytes + 1).read_to_end(&mut bytes))
-        .map_err(|e| format!("cannot be read: {e}"))?;
-    if bytes.len() as u64 != parcel.bytes {
-        return Err("has changed while it was read".to_owned());
-    }
-    if !unnoted.is_empty()
-        && let Some((partition, offset)) = unnoted.remove(&(parcel.key.clone(), blake3::hash(&bytes)))
-    {
-        producer.context().state().note(parcel.published, partition, offset);
-        producer.context().state().before += 1;
-        return Ok(());
-    }
+    let bytes = parcel.read()?;
     let (key, media_type) = (parcel.key.clone(), media_type(&parcel.path));
     let mut record = BaseRecord::with_opaque_to(topic, Box::new(parcel)).key(&key).payload(&bytes);
     if let Some(media_type) = media_type {
@@ -352,10 +350,22 @@ impl State {
         say::problem(format_args!("{}: {reason}", path.display()));
     }
 
-    /// Writes into the journal that a record is in the topic.
-    fn note(&mut self, published: Option<Published>, partition: i32, offset: i64) {
-        if let (Some(journal), Some(published)) = (&mut self.journal, published)
-            && let Err(error) = journal.add(published, partition, offset)
+    /// Whether the last run published a file without noting it, which is made up for.
+    fn is_found(&mut self, parcel: &Parcel, unnoted: &Unnoted) -> bool {
+        let Some(hashes) = unnoted.get(&parcel.key) else { return false };
+        // A file that cannot be read is named when it is its turn.
+        let found = parcel.read().is_ok_and(|bytes| hashes.contains(&blake3::hash(&bytes)));
+        if let (true, Some(published)) = (found, &parcel.published) {
+            self.before += 1;
+            self.note(|journal| journal.add_found(published.clone()));
+        }
+        found
+    }
+
+    /// Writes into the journal. That it cannot be written is said once, and ends the run.
+    fn note(&mut self, write: impl FnOnce(&mut Journal) -> Result<(), JournalError>) {
+        if let Some(journal) = &mut self.journal
+            && let Err(error) = write(journal)
             && !std::mem::replace(&mut self.journal_failed, true)
         {
             say::problem(error);
@@ -405,10 +415,13 @@ impl ProducerContext for Deliveries {
                 self.bar.inc(parcel.bytes);
                 let mut state = self.state();
                 state.confirmed += 1;
-                state.note(parcel.published, message.partition(), message.offset());
+                if let Some(published) = parcel.published {
+                    state.note(|journal| journal.add(published, message.partition(), message.offset()));
+                }
             }
-            // It was taken back before it was sent.
-            Err((KafkaError::MessageProduction(RDKafkaErrorCode::PurgeQueue), _)) => {}
+            // It was taken back before it was sent, or nobody waits for its answer any more: it counts as left.
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight), _)) => {
+            }
             Err((error, _)) => self.bar.suspend(|| {
                 let mut state = self.state();
                 state.unsure |= *error == KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut);

@@ -83,7 +83,7 @@ pub fn check(name: &str, value: &Secret) -> Result<(), String> {
         Ok(_) => Ok(()),
         Err(_) if !is_known(name) => Err("is not a property of librdkafka".to_owned()),
         Err(KafkaError::ClientConfig(_, reason, ..)) if may_be_shown(name) => {
-            Err(format!("is refused by librdkafka: {reason}"))
+            Err(format!("is refused by librdkafka: {}", reason.trim_end()))
         }
         Err(_) => Err("has a value that librdkafka refuses".to_owned()),
     }
