@@ -58,13 +58,11 @@ fn odd_keys_values_and_headers_end_as_they_came() {
 }
 
 #[test]
-#[ignore = "rdkafka panics on such names"]
 fn names_of_headers_may_be_any_bytes() {
     assert_all_end(&Topics::new(PARTITIONS), &[Poison::HeaderName]);
 }
 
 #[test]
-#[ignore = "there is no ladder yet"]
 fn records_without_keys_end_where_topics_take_none() {
     let topics = Topics::new(PARTITIONS);
     limit(&topics, &[&topics.predictions, &topics.rejected]);
@@ -72,7 +70,6 @@ fn records_without_keys_end_where_topics_take_none() {
 }
 
 #[test]
-#[ignore = "there is no ladder yet"]
 fn records_of_any_time_end_where_topics_refuse_their_time() {
     let topics = Topics::new(PARTITIONS);
     limit(&topics, &[]);
@@ -80,7 +77,6 @@ fn records_of_any_time_end_where_topics_refuse_their_time() {
 }
 
 #[test]
-#[ignore = "there is no ladder yet"]
 fn records_end_that_are_too_large_for_their_results() {
     let topics = Topics::new(PARTITIONS);
     limit(&topics, &[]);
@@ -88,7 +84,6 @@ fn records_end_that_are_too_large_for_their_results() {
 }
 
 #[test]
-#[ignore = "there is no ladder yet"]
 fn poison_of_all_kinds_at_once_ends_whatever_topics_refuse() {
     let topics = Topics::new(PARTITIONS);
     limit(&topics, &[&topics.rejected]);

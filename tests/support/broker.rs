@@ -123,6 +123,11 @@ impl Cluster {
         CLUSTER.get().expect("it is set")
     }
 
+    /// Brokers beside those of [`brokers`]; they end with the program.
+    pub fn beside(kind: Kind) -> Self {
+        Self::start(&chance::name("tonearm-brokers"), std::process::id(), kind)
+    }
+
     /// Starts brokers whose data is under `name` in the folder for temporary files, and that end with the process `owner`.
     fn start(name: &str, owner: u32, kind: Kind) -> Self {
         let data = std::env::temp_dir().join(name);

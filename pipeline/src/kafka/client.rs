@@ -13,7 +13,7 @@ use rdkafka::{
     util::Timeout,
 };
 
-use super::{ClientError, FIRST_ANSWER, raw_admin::Access};
+use super::{ClientError, FIRST_ANSWER};
 use crate::config::{Kafka, Secret};
 
 /// When it was last said that no broker can be reached, and after how long it is worth saying again.
@@ -57,10 +57,8 @@ pub fn partitions<C: ClientContext>(client: &Client<C>, kafka: &Kafka, topic: &s
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     let partitions = found.map_or(0, |found| found.partitions().len());
     match found.and_then(|found| found.error()) {
-        Some(error) => Err(ClientError::of_topic(kafka, topic, Access::Read, error.into())),
-        None if partitions == 0 => {
-            Err(ClientError::of_topic(kafka, topic, Access::Read, RDKafkaErrorCode::UnknownTopic))
-        }
+        Some(error) => Err(ClientError::of_topic(kafka, topic, "DESCRIBE", error.into())),
+        None if partitions == 0 => Err(ClientError::of_topic(kafka, topic, "DESCRIBE", RDKafkaErrorCode::UnknownTopic)),
         None => Ok(partitions),
     }
 }

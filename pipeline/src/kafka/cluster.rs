@@ -1,6 +1,9 @@
 //! What a cluster says of itself, asked without changing anything.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use rdkafka::{
     admin::{AdminClient, AdminOptions, ResourceSpecifier},
@@ -17,6 +20,8 @@ use crate::config::Kafka;
 
 /// How long one question may take: brokers that have answered once answer soon.
 const PATIENCE: Duration = FIRST_ANSWER;
+/// Between two questions for a group that has no coordinator yet.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Settings by name. Empty if they may not be seen.
 pub type Settings = BTreeMap<String, String>;
@@ -57,7 +62,7 @@ impl<'a> Cluster<'a> {
     /// One of `topics` does not exist, or we may not do this with it; or the brokers do not answer any more.
     pub fn allows(&self, access: Access, topics: &[&str]) -> Result<(), ClientError> {
         for (name, topic) in topics.iter().zip(self.topics(topics)?) {
-            let topic = topic.map_err(|code| ClientError::of_topic(self.kafka, name, access, code))?;
+            let topic = topic.map_err(|code| ClientError::of_topic(self.kafka, name, access.as_str(), code))?;
             if topic.rights.forbid(access) {
                 return Err(ClientError::forbidden(self.kafka, access.as_str(), format!("topic {name}")));
             }
@@ -70,12 +75,25 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// The group may not even be described, or the brokers do not answer any more.
     pub fn group(&self, name: &str) -> Result<Rights, ClientError> {
-        raw_admin::group(self.admin.inner(), name, PATIENCE).map_err(|error| match error {
-            KafkaError::AdminOp(RDKafkaErrorCode::GroupAuthorizationFailed) => {
-                ClientError::forbidden(self.kafka, "DESCRIBE", format!("group {name}"))
+        use RDKafkaErrorCode::{
+            CoordinatorLoadInProgress, CoordinatorNotAvailable, GroupAuthorizationFailed, NotCoordinator,
+        };
+        let asked = Instant::now();
+        loop {
+            match raw_admin::group(self.admin.inner(), name, PATIENCE) {
+                Ok(rights) => return Ok(rights),
+                // The first group of a cluster gets its coordinator when it is asked for.
+                Err(KafkaError::AdminOp(CoordinatorLoadInProgress | CoordinatorNotAvailable | NotCoordinator))
+                    if asked.elapsed() < PATIENCE =>
+                {
+                    std::thread::sleep(ASK_AGAIN);
+                }
+                Err(KafkaError::AdminOp(GroupAuthorizationFailed)) => {
+                    return Err(ClientError::forbidden(self.kafka, "READ", format!("group {name}")));
+                }
+                Err(other) => return Err(unreachable(self.kafka, other)),
             }
-            other => unreachable(self.kafka, other),
-        })
+        }
     }
 
     pub fn topic_settings(&self, name: &str) -> Settings {

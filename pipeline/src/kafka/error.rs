@@ -2,7 +2,7 @@
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use super::{FIRST_ANSWER, client::property, raw_admin::Access, trouble::Cause};
+use super::{FIRST_ANSWER, client::property, trouble::Cause};
 use crate::config::Kafka;
 
 #[derive(Debug, thiserror::Error)]
@@ -49,15 +49,13 @@ impl ClientError {
     }
 
     /// What an error of a topic's metadata means. Who may read or write a topic may describe it.
-    pub(super) fn of_topic(kafka: &Kafka, topic: &str, wanted: Access, code: RDKafkaErrorCode) -> Self {
+    pub(super) fn of_topic(kafka: &Kafka, topic: &str, operation: &'static str, code: RDKafkaErrorCode) -> Self {
         let (topic, brokers) = (topic.to_owned(), kafka.brokers.clone());
         match code {
             RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
                 Self::NoTopic { topic, brokers }
             }
-            RDKafkaErrorCode::TopicAuthorizationFailed => {
-                Self::forbidden(kafka, wanted.as_str(), format!("topic {topic}"))
-            }
+            RDKafkaErrorCode::TopicAuthorizationFailed => Self::forbidden(kafka, operation, format!("topic {topic}")),
             source => Self::Topic { topic, brokers, source },
         }
     }

@@ -9,12 +9,13 @@ use super::{
     ClientError, OVERHEAD_BYTES,
     cluster::{Cluster, Settings},
     error::user,
+    handshake,
     raw_admin::{Access, Topic},
     transactions,
 };
 use crate::config::{Config, Delivery, GroupProtocol};
 
-/// How much a finding matters.
+/// How much a finding matters. What may heal by itself, such as a broker that is down, is no failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
@@ -60,12 +61,33 @@ pub fn preflight(config: &Config) -> Result<Vec<Finding>, ClientError> {
     let cluster = Cluster::connect(&config.kafka)?;
     let brokers = cluster.broker_settings();
     let mut found = Vec::new();
+    addresses(&cluster, &mut found);
     topics(config, &cluster, &brokers, &mut found)?;
     group(config, &cluster, &brokers, &mut found)?;
     if config.runtime.delivery == Delivery::ExactlyOnce {
         transactional(config, &cluster, &brokers, &mut found)?;
     }
     Ok(found)
+}
+
+/// Brokers answer at `kafka.brokers` and are then talked to at the addresses that they advertise.
+fn addresses(cluster: &Cluster<'_>, found: &mut Vec<Finding>) {
+    let silent: Vec<Finding> = cluster
+        .brokers
+        .iter()
+        .filter_map(|broker| {
+            let error = handshake::connect(&broker.address).err()?;
+            let says = format!("it says that it is at {}, where nobody answers: {error}", broker.address);
+            let cure = "start it, or correct its advertised.listeners";
+            Some(Finding::warn(format_args!("broker {}", broker.id), says, cure))
+        })
+        .collect();
+    let level = if silent.len() == cluster.brokers.len() { Level::Fail } else { Level::Warn };
+    if silent.is_empty() {
+        let addresses: Vec<&str> = cluster.brokers.iter().map(|broker| broker.address.as_str()).collect();
+        found.push(Finding::ok("brokers", addresses.join(", ")));
+    }
+    found.extend(silent.into_iter().map(|finding| Finding { level, ..finding }));
 }
 
 /// A topic as it is, beside what it is for.
@@ -186,7 +208,7 @@ fn copies(topic: &Seen<'_>, found: &mut Vec<Finding>) {
     let in_sync = topic.topic.partitions.iter().map(|partition| partition.in_sync).min().unwrap_or(0);
     if fewest >= wanted && in_sync < wanted.max(1) {
         let says = format!("a partition has {in_sync} copies in sync, and {} are needed", wanted.max(1));
-        found.push(Finding::fail(topic.about(), says, "start the brokers that are down"));
+        found.push(Finding::warn(topic.about(), says, "start the brokers that are down"));
     }
 }
 
@@ -338,7 +360,8 @@ fn transactional(
     if let Some(problem) = transactions::problem(config, cluster, brokers)? {
         let text = problem.to_string();
         let (says, cure) = text.split_once("; ").unwrap_or((&text, "see the brokers' logs"));
-        found.push(Finding::fail("transactions", says, cure));
+        let level = if problem.needs_a_person() { Level::Fail } else { Level::Warn };
+        found.push(Finding { level, ..Finding::warn("transactions", says, cure) });
     }
     if cluster.rights.administrate() {
         found.push(Finding::ok(about, "can be used"));
