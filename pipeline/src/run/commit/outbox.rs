@@ -320,6 +320,10 @@ impl Outbox {
                 refused.iter().filter_map(|&(number, code)| Some(refuse(*under.sent.get(number)?, code))).collect()
             }
         };
+        // What was void is sent again in its order, before whatever waits for a transaction of its own.
+        if !matches!(end, End::Committed(_)) {
+            self.reserved = None;
+        }
         // A refusal is answered by another result: that is no reason to wait.
         let trouble = matches!(end, End::Aborted { .. }) && refused.is_empty();
         self.aborts = if trouble { self.aborts.saturating_add(1) } else { 0 };

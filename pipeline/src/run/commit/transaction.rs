@@ -198,6 +198,8 @@ impl Transactions {
         {
             return self.renew(Renewal { old: Some(producer), error, attempted }, begun, call);
         }
+        // Until each record has been told of.
+        await_deliveries(&producer);
         let refused = producer.context().take_refused();
         Ok(Closed { producer, end, refused })
     }
