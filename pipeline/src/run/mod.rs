@@ -418,10 +418,10 @@ impl Loop<'_> {
             }
             self.at.id = Arc::clone(&answer.topic_id);
         }
-        if self.counts != answer.counts {
-            tracing::info!("topics have other numbers of partitions: {:?} were {:?}", answer.counts, self.counts);
-            self.counts = answer.counts;
-            let Counts { inputs, outputs, rejected } = answer.counts;
+        if let Some(counts) = answer.counts.filter(|counts| *counts != self.counts) {
+            tracing::info!("topics have other numbers of partitions: {counts:?} were {:?}", self.counts);
+            self.counts = counts;
+            let Counts { inputs, outputs, rejected } = counts;
             let mut routes = Routes::clone(&self.intake.routes);
             // Blocks keep their partition in any case: one that is missing is waited for.
             routes.output_keeps_partition = outputs == inputs || self.config.runtime.stages.writes().is_some();
