@@ -590,8 +590,9 @@ impl Loop<'_> {
                 metrics::committed(outputs, took);
             }
             End::Replaced => {
-                // Who has the new topic's records is told with their positions.
                 self.replaced();
+                // Which topic that is, is told with where the group is in it.
+                self.at.id = "".into();
             }
             End::Aborted { reason, .. } => {
                 metrics::aborted(&reason);
@@ -676,7 +677,7 @@ impl Loop<'_> {
     }
 
     fn finish_drains(&mut self) {
-        for partition in self.partitions.finish_drains(&self.input) {
+        for partition in self.partitions.finish_drains(&mut self.input) {
             self.outbox.unreserve(partition);
         }
     }
