@@ -713,6 +713,15 @@ impl Loop<'_> {
                 if let Some(read) = ends.read.filter(|read| *read > shard.gauges.committed_at()) {
                     shard.ledger.note_end(read);
                 }
+                if let Some(waits) = shard.upstream.watch(*ends, shard.gauges.committed_at(), self.times.pulse) {
+                    tracing::warn!(
+                        partition,
+                        offset = ends.stable,
+                        "the partition has waited for {} s for an open transaction of its producer: what is behind this \
+                         offset can be read once the transaction ends",
+                        waits.as_secs()
+                    );
+                }
             }
             shard.gauges.refresh();
         }
