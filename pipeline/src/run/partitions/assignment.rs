@@ -189,13 +189,12 @@ impl Partitions {
     /// Partitions that were asked for and that the topic does not have. They are asked for again with the next answer to
     /// no question.
     fn note_missing(&mut self, answer: &Answer) {
+        let started = |partition| answer.starts.iter().any(|start| start.partition == partition);
         let mut again = Vec::new();
         for (&partition, shard) in &mut self.shards {
             match shard.phase {
-                Phase::Asking { question } if question == answer.id => {
-                    if !answer.starts.iter().any(|start| start.partition == partition) {
-                        shard.phase = Phase::Missing;
-                    }
+                Phase::Asking { question } if question == answer.id && !started(partition) => {
+                    shard.phase = Phase::Missing;
                 }
                 Phase::Missing if answer.id == UNASKED => again.push(partition),
                 _ => {}
