@@ -589,6 +589,7 @@ impl Loop<'_> {
                 }
                 metrics::committed(outputs, took);
             }
+            End::NotBegun => {}
             End::Replaced => {
                 // Who has the new topic's records is told with their positions.
                 self.replaced();
@@ -730,7 +731,8 @@ impl Loop<'_> {
         let works = shards.values().any(|shard| matches!(shard.phase, partitions::shard::Phase::Consuming { .. }));
         let is_spare = seen.member_since.is_some_and(|since| since.elapsed() >= SPARE_AFTER);
         let waits = self.outbox.busy_since().map(|since| since.elapsed()).filter(|_| self.outbox.aborts() > 1);
-        let late = self.outbox.busy_since().map(|since| since.elapsed()).filter(|busy| *busy >= STUCK_AFTER);
+        let late = self.outbox.busy_since().map(|since| since.elapsed());
+        let late = late.filter(|busy| *busy >= STUCK_AFTER.max(self.outbox.granted()));
         let stuck = self.intake.engine.stuck(STUCK_AFTER).into_iter();
         let stuck = stuck.map(|at| format!("{} in {} for {} s", at.id, at.stage, at.still.as_secs()));
         let stuck: Vec<String> = stuck.collect();
