@@ -43,9 +43,11 @@ fn unmade() -> Topics {
     Topics::unmade()
 }
 
-/// The configuration for `cluster` as the user without rights, with other properties; those without a value are left
-/// out.
-fn config(address: &str, cluster: &Cluster, changes: &[(&str, Option<&str>)]) -> NamedTempFile {
+/// Properties to set, or to leave out.
+type Changes<'a> = &'a [(&'a str, Option<&'a str>)];
+
+/// The configuration for `cluster` as the user without rights, with other properties.
+fn config(address: &str, cluster: &Cluster, changes: Changes<'_>) -> NamedTempFile {
     let mut properties: BTreeMap<String, String> = cluster.properties("tonearm").into_iter().skip(1).collect();
     for (name, value) in changes {
         match value {
@@ -58,7 +60,7 @@ fn config(address: &str, cluster: &Cluster, changes: &[(&str, Option<&str>)]) ->
 }
 
 #[track_caller]
-fn assert_refused(address: &str, changes: &[(&str, Option<&str>)], command: &[&str], fragments: &[&str]) {
+fn assert_refused(address: &str, changes: Changes<'_>, command: &[&str], fragments: &[&str]) {
     let config = config(address, cluster(), changes);
     let begun = Instant::now();
     let answer = tonearm(&[command, &["--log", "error", "--config", text(config.path())]].concat());
@@ -95,7 +97,7 @@ fn a_wrong_password_is_named_by_every_command() {
 fn what_the_brokers_listener_expects_is_named() {
     let (secure, plain) = (cluster().clients.as_str(), brokers());
     let protocol = |value| ("security.protocol", Some(value));
-    let cases: [(&str, &[(&str, Option<&str>)], &[&str]); 7] = [
+    let cases: [(&str, Changes<'_>, &[&str]); 7] = [
         (secure, &[("security.protocol", None)], &["expects TLS", "security.protocol"]),
         (secure, &[protocol("sasl_plaintext")], &["expects TLS", "security.protocol"]),
         (secure, &[protocol("ssl")], &["expects a login", "sasl_ssl"]),
