@@ -16,8 +16,9 @@ use crate::{
     telemetry::log,
 };
 
-/// A reject keeps its record's timestamp, and retention counts from it. A record may have waited for all of its own topic's
-/// retention, a week by Kafka's default; a quarter leaves people time to look, to mend, and to publish it again.
+/// A reject keeps its record's timestamp, and retention counts from it. A record may have waited for all of its own
+/// topic's retention, a week by Kafka's default; a quarter leaves people time to look, to mend, and to publish it
+/// again.
 const REJECTED_RETENTION_DAYS: u32 = 90;
 
 #[derive(Subcommand)]

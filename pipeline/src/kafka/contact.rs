@@ -1,4 +1,5 @@
-//! The first contact, by a client of its own: whoever comes after it meets brokers that answer, or is told at once why not.
+//! The first contact, by a client of its own: whoever comes after it meets brokers that answer, or is told at once why
+//! not.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -47,8 +48,8 @@ pub fn reach(kafka: &Kafka) -> Result<(), ClientError> {
 /// Waits until a broker answers, or `stop` is set. It says what it waits for.
 ///
 /// # Errors
-/// What is wrong stays until a person has changed something; or, with `exit_if_unreachable`, no broker has answered within
-/// [`FIRST_ANSWER`].
+/// What is wrong stays until a person has changed something; or, with `exit_if_unreachable`, no broker has answered
+/// within [`FIRST_ANSWER`].
 pub fn wait_for_brokers(kafka: &Kafka, exit_if_unreachable: bool, stop: &AtomicBool) -> Result<(), ClientError> {
     let contact = Contact::begin(kafka)?;
     let begun = Instant::now();

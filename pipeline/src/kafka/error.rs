@@ -22,14 +22,14 @@ pub enum ClientError {
     )]
     Forbidden { user: String, operation: &'static str, resource: String, brokers: String },
     #[error(
-        "the brokers at {brokers} cannot keep transactions: transaction.state.log.replication.factor is {factor} and there \
-         {}; give the brokers a lower value (1 for a single one), and transaction.state.log.min.isr no higher than it",
+        "the brokers at {brokers} cannot keep transactions: transaction.state.log.replication.factor is {factor} and \
+         there {}; give the brokers a lower value (1 for a single one), and transaction.state.log.min.isr no higher than it",
         there_are(*.found)
     )]
     NoTransactions { brokers: String, factor: usize, found: usize },
     #[error(
-        "the brokers at {brokers} cannot keep transactions: {in_sync} replicas of topic __transaction_state are in sync and \
-         transaction.state.log.min.isr wants {wanted}; start the brokers that are down, or lower it"
+        "the brokers at {brokers} cannot keep transactions: {in_sync} replicas of topic __transaction_state are in sync \
+         and transaction.state.log.min.isr wants {wanted}; start the brokers that are down, or lower it"
     )]
     TransactionsUnsafe { brokers: String, in_sync: usize, wanted: usize },
 }

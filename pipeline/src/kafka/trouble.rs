@@ -108,8 +108,8 @@ impl Troubles {
         self.heard().all_down
     }
 
-    /// The worst cause, of those that need a person where there are such. It may ask a broker what it speaks, which takes
-    /// seconds where it does not answer.
+    /// The worst cause, of those that need a person where there are such. It may ask a broker what it speaks, which
+    /// takes seconds where it does not answer.
     pub fn cause(&self, kafka: &Kafka) -> Option<Cause> {
         let troubles: Vec<Trouble> = self.heard().troubles.values().cloned().collect();
         let causes: Vec<Cause> = troubles.iter().map(|trouble| trouble.cause(kafka)).collect();
@@ -150,8 +150,8 @@ enum Kind {
 }
 
 impl Trouble {
-    /// Reads `ssl://127.0.0.1:9092/bootstrap: Connect to ipv4#127.0.0.1:9092 failed: Connection refused (after 0ms in state
-    /// CONNECT)`. None if it is about no broker.
+    /// Reads `ssl://127.0.0.1:9092/bootstrap: Connect to ipv4#127.0.0.1:9092 failed: Connection refused (after 0ms in
+    /// state CONNECT)`. None if it is about no broker.
     fn parse(code: Option<RDKafkaErrorCode>, text: &str) -> Option<Self> {
         let (name, text) = text.split_once(": ")?;
         let (address, _) = name.rsplit_once('/')?;
