@@ -20,6 +20,7 @@ use rdkafka::{
 };
 
 use super::chance;
+use crate::wait_within;
 
 static CLUSTER: OnceLock<Cluster> = OnceLock::new();
 
@@ -285,7 +286,8 @@ impl Topics {
     }
 
     /// Lets the broker wait this long for a sign of life of a member of the group, before it gives its partitions to
-    /// others. 3 s is the least our broker allows.
+    /// others. 3 s is the least our broker allows. For groups of protocol "consumer": in classic ones each member has its own,
+    /// and Kafka 3.9 does not heed this.
     pub fn session_timeout(&self, timeout: Duration) {
         let value = timeout.as_millis().to_string();
         let change = AlterConfig::new(ResourceSpecifier::Group(&self.group)).set("consumer.session.timeout.ms", &value);
@@ -353,18 +355,22 @@ pub fn grow(topic: &str, partitions: usize) {
 
 /// Changes one setting of a topic.
 pub fn topic_config(topic: &str, key: &str, value: &str) {
-    let admin = admin();
-    let specifier = ResourceSpecifier::Topic(topic);
-    let described = run(admin.describe_configs([&specifier], &options())).expect("the broker answers").remove(0);
-    let described = described.unwrap_or_else(|e| panic!("topic {topic} cannot be described: {e}"));
+    let (admin, specifier) = (admin(), ResourceSpecifier::Topic(topic));
+    let described = || {
+        let topics = run(admin.describe_configs([&specifier], &options())).expect("the broker answers");
+        topics.into_iter().next().expect("one was asked for").unwrap_or_else(|e| panic!("topic {topic}: {e}"))
+    };
+    let before = described();
     // The request replaces all settings that the topic has of its own, so they are given again.
-    let own = described.entries.iter().filter(|entry| entry.source == ConfigSource::DynamicTopic);
+    let own = before.entries.iter().filter(|entry| entry.source == ConfigSource::DynamicTopic);
     let own = own.map(|entry| (entry.name.as_str(), entry.value.as_deref().unwrap_or_default()));
-    let change =
-        own.chain([(key, value)]).fold(AlterConfig::new(specifier), |change, (key, value)| change.set(key, value));
-    for result in run(admin.alter_configs([&change], &options())).expect("the broker answers") {
-        result.unwrap_or_else(|e| panic!("topic {topic} cannot get {key}={value}: {e:?}"));
-    }
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic));
+    let change = own.chain([(key, value)]).fold(change, |change, (key, value)| change.set(key, value));
+    run(admin.alter_configs([&change], &options())).expect("the broker answers");
+    // The client passes a refusal over in silence.
+    wait_within(Duration::from_secs(10), &format!("{key}={value} of topic {topic}"), || {
+        (described().get(key)?.value.as_deref() == Some(value)).then_some(())
+    });
 }
 
 /// Deletes the records of a partition whose offset is below `before`, as retention would.
