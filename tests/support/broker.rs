@@ -124,7 +124,8 @@ impl Cluster {
         CLUSTER.get().expect("it is set")
     }
 
-    /// Starts brokers whose data is under `name` in the folder for temporary files, and that end with the process `owner`.
+    /// Starts brokers whose data is under `name` in the folder for temporary files, and that end with the process
+    /// `owner`.
     fn start(name: &str, owner: u32, kind: Kind) -> Self {
         let data = std::env::temp_dir().join(name);
         let Kind { version, brokers, stock, secure } = kind;
@@ -286,8 +287,8 @@ impl Topics {
     }
 
     /// Lets the broker wait this long for a sign of life of a member of the group, before it gives its partitions to
-    /// others. 3 s is the least our broker allows. For groups of protocol "consumer": in classic ones each member has its own,
-    /// and Kafka 3.9 does not heed this.
+    /// others. 3 s is the least our broker allows. In classic groups, and so with Kafka 3.9, it changes nothing: each
+    /// member has its own.
     pub fn session_timeout(&self, timeout: Duration) {
         let value = timeout.as_millis().to_string();
         let change = AlterConfig::new(ResourceSpecifier::Group(&self.group)).set("consumer.session.timeout.ms", &value);
