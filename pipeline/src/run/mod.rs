@@ -177,7 +177,7 @@ fn run_as(
         commit_interval: config.runtime.commit_interval,
     })
     .map_err(|error| match error {
-        TransactionsError::Client(ClientError::Unreachable { source, .. }) => {
+        TransactionsError::Client(ClientError::Unreachable { source, .. }) | TransactionsError::Fatal(source) => {
             kafka::why_no_transactions(config, source).into()
         }
         error => RunError::from(error),

@@ -221,18 +221,21 @@ impl Transactions {
         group: Option<ConsumerGroupMetadata>,
         call: &Watchdog,
     ) -> Result<KafkaResult<Identity>, Lost> {
-        let prepared = producer.context().all_delivered();
-        match prepared.and_then(|()| Ok(call.watch(|| identity(producer, &attempt.at)))) {
-            Err(error) => return Ok(Err(error)),
-            Ok(identity) => match identity? {
-                Ok(Identity::Same) => {}
-                other => return Ok(other),
-            },
+        // What is asked below would wait behind what is being sent.
+        await_deliveries(producer);
+        if let Err(error) = persist(call, || producer.flush(STEP))? {
+            return Ok(Err(error));
+        }
+        if let Err(error) = producer.context().all_delivered() {
+            return Ok(Err(error));
+        }
+        let mut same = Identity::Another;
+        match persist(call, || Ok(same = identity(producer, &attempt.at)?))? {
+            Ok(()) if matches!(same, Identity::Same) => {}
+            other => return Ok(other.map(|()| same)),
         }
         if !self.exactly_once() {
-            await_deliveries(producer);
-            let flushed = persist(call, || producer.flush(STEP))?;
-            return Ok(flushed.and_then(|()| producer.context().all_delivered()).map(|()| Identity::Same));
+            return Ok(Ok(same));
         }
         tracing::debug!(?attempt, "committing");
         let prepare = || {
@@ -241,10 +244,7 @@ impl Transactions {
         };
         let committed = match prepare() {
             Ok((list, group)) => match persist(call, || producer.send_offsets_to_transaction(&list, &group, STEP))? {
-                Ok(()) => {
-                    await_deliveries(producer);
-                    persist(call, || producer.commit_transaction(STEP))?
-                }
+                Ok(()) => persist(call, || producer.commit_transaction(STEP))?,
                 Err(error) => Err(error),
             },
             Err(error) => Err(error),
@@ -365,9 +365,9 @@ fn await_deliveries(producer: &ResultProducer) {
 }
 
 /// Calls until it is done or fails for another reason than time.
-fn persist(call: &Watchdog, attempt: impl Fn() -> KafkaResult<()>) -> Result<KafkaResult<()>, Lost> {
+fn persist(call: &Watchdog, mut attempt: impl FnMut() -> KafkaResult<()>) -> Result<KafkaResult<()>, Lost> {
     loop {
-        match call.watch(&attempt)? {
+        match call.watch(&mut attempt)? {
             Err(error) if matches!(Remedy::of(&error), Remedy::Retry) => {
                 tracing::debug!("once more: {error}");
                 std::thread::sleep(RETRY);
@@ -394,7 +394,8 @@ impl Remedy {
             KafkaError::Transaction(error) if error.txn_requires_abort() => Self::Abort,
             KafkaError::Transaction(error) if error.is_retriable() => Self::Retry,
             KafkaError::Transaction(_) => Self::Fatal,
-            KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut) => Self::Retry,
+            KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)
+            | KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut) => Self::Retry,
             error => match error.rdkafka_error_code() {
                 Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::Fenced) => Self::Fatal,
                 _ => Self::Abort,
