@@ -1,5 +1,5 @@
-//! Whatever is wrong between the program and its brokers is said at once, with what to change; `tonearm doctor` finds it
-//! before a run does.
+//! Whatever is wrong between the program and its brokers is said at once, with what to change; `tonearm doctor` finds
+//! it before a run does.
 
 use std::{
     collections::BTreeMap,
@@ -43,7 +43,8 @@ fn unmade() -> Topics {
     Topics::unmade()
 }
 
-/// The configuration for `cluster` as the user without rights, with other properties; those without a value are left out.
+/// The configuration for `cluster` as the user without rights, with other properties; those without a value are left
+/// out.
 fn config(address: &str, cluster: &Cluster, changes: &[(&str, Option<&str>)]) -> NamedTempFile {
     let mut properties: BTreeMap<String, String> = cluster.properties("tonearm").into_iter().skip(1).collect();
     for (name, value) in changes {
@@ -73,7 +74,7 @@ fn password() -> String {
     properties["sasl.password"].clone()
 }
 
-// --- connections -------------------------------------------------------------------------------------------------------
+// --- connections -----------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_wrong_password_is_named_by_every_command() {
@@ -172,7 +173,7 @@ fn forward(client: TcpStream) {
     }
 }
 
-// --- rights ------------------------------------------------------------------------------------------------------------
+// --- rights ----------------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_missing_right_is_named_with_its_topic() {
@@ -215,7 +216,7 @@ fn doctor_names_the_rights_that_a_run_needs() {
     found.assert_has("ok", &format!("group {}", topics.group), &["can be joined"]);
 }
 
-// --- doctor and topics -------------------------------------------------------------------------------------------------
+// --- doctor and topics -----------------------------------------------------------------------------------------------
 
 /// What `doctor --json` said.
 struct Findings {

@@ -128,7 +128,8 @@ impl Cluster {
         Self::start(&chance::name("tonearm-brokers"), std::process::id(), kind)
     }
 
-    /// Starts brokers whose data is under `name` in the folder for temporary files, and that end with the process `owner`.
+    /// Starts brokers whose data is under `name` in the folder for temporary files, and that end with the process
+    /// `owner`.
     fn start(name: &str, owner: u32, kind: Kind) -> Self {
         let data = std::env::temp_dir().join(name);
         let Kind { version, brokers, stock, secure } = kind;

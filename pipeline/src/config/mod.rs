@@ -54,7 +54,7 @@ pub struct Config {
     pub pass_headers: Vec<String>,
     pub limits: Limits,
     pub runtime: Runtime,
-    /// None: no admin port.
+    /// `None`: no admin port.
     pub admin_listen: Option<SocketAddr>,
     pub log: Log,
 }
@@ -284,7 +284,7 @@ impl Checks<'_> {
         value.map_err(|e| self.problem(key, format!("is wrong: {e}"))).ok()
     }
 
-    /// None only together with a problem.
+    /// `None` only together with a problem.
     fn config(&mut self, written: Written) -> Option<Config> {
         let kafka = self.kafka(written.kafka);
         self.topics(&written.topics);

@@ -1,5 +1,5 @@
-//! Clients of Kafka: how they are configured, how brokers are first reached, what clusters are asked before work begins, and
-//! how their troubles are said.
+//! Clients of Kafka: how they are configured, how brokers are first reached, what clusters are asked before work
+//! begins, and how their troubles are said.
 
 mod client;
 mod cluster;
@@ -26,8 +26,8 @@ pub use trouble::{Cause, Troubles};
 /// How long a command waits for a broker's first answer.
 pub const FIRST_ANSWER: Duration = Duration::from_secs(10);
 
-/// librdkafka's highest limit for a record: whether a record is too large is for the topic to say when it is written, and
-/// for `limits.max_record_mib` when it is read. A reject is as large as its input, and must never be refused by us.
+/// librdkafka's highest limit for a record: whether a record is too large is for the topic to say when it is written,
+/// and for `limits.max_record_mib` when it is read. A reject is as large as its input, and must never be refused by us.
 pub const MAX_RECORD_BYTES: &str = "1000000000";
 /// What a consumer takes in one response; librdkafka wants it above the largest record.
 pub const MAX_RESPONSE_BYTES: &str = "1100000000";
