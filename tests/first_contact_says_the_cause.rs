@@ -46,7 +46,8 @@ fn unmade() -> Topics {
 /// Properties to set, or to leave out.
 type Changes<'a> = &'a [(&'a str, Option<&'a str>)];
 
-/// The configuration for `cluster` as the user without rights, with other properties.
+/// The configuration for `cluster` as the user without rights, with other properties; those without a value are left
+/// out.
 fn config(address: &str, cluster: &Cluster, changes: Changes<'_>) -> NamedTempFile {
     let mut properties: BTreeMap<String, String> = cluster.properties("tonearm").into_iter().skip(1).collect();
     for (name, value) in changes {

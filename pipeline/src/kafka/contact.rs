@@ -15,9 +15,9 @@ use rdkafka::{
 };
 
 use super::{
-    ClientError, FIRST_ANSWER, client_config,
+    error::ClientError,
+    properties::{FIRST_ANSWER, client_config, with_properties},
     trouble::{Cause, Troubles},
-    with_properties,
 };
 use crate::config::Kafka;
 
@@ -31,7 +31,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(30);
 /// Returns once a broker has answered.
 ///
 /// # Errors
-/// None does. The cause is told as soon as it is known, at the latest after [`FIRST_ANSWER`].
+/// No broker answers; the cause is told as soon as it is known, after [`FIRST_ANSWER`] at the latest.
 pub fn reach(kafka: &Kafka) -> Result<(), ClientError> {
     let contact = Contact::begin(kafka)?;
     let begun = Instant::now();
@@ -93,7 +93,7 @@ impl<'a> Contact<'a> {
         Ok(Self { kafka, client, begun: Instant::now() })
     }
 
-    /// True once a broker has told about its cluster. It takes a moment.
+    /// Whether a broker has told about its cluster. It takes a moment.
     fn made(&self) -> bool {
         self.client.poll(LOOK_AGAIN);
         self.client.client().fetch_cluster_id(Duration::ZERO).is_some()

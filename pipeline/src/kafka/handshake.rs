@@ -1,4 +1,4 @@
-//! What a broker speaks, asked by hand where librdkafka only knows that it did not work.
+//! What a broker speaks, asked by hand if librdkafka only knows that it did not work.
 
 use std::{
     io::{Read, Write},
@@ -13,7 +13,7 @@ use openssl::{
     x509::{X509, X509VerifyResult},
 };
 
-use super::client::property;
+use super::properties::property;
 use crate::config::Kafka;
 
 /// How long a connection, and each answer, may take.

@@ -60,7 +60,8 @@ impl Access {
 pub struct Rights(Vec<u32>);
 
 impl Rights {
-    /// False if the brokers do not tell about rights: whoever may describe something has at least the right to that.
+    /// Whether this is not allowed. `false` if the brokers do not tell: whoever may describe something has that right
+    /// at least.
     pub fn forbid(&self, access: Access) -> bool {
         let operation = match access {
             Access::Read => Operation::RD_KAFKA_ACL_OPERATION_READ,

@@ -3,8 +3,8 @@
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::{
-    ClientError,
     cluster::{Cluster, Settings},
+    error::ClientError,
 };
 use crate::config::Config;
 

@@ -66,7 +66,7 @@ const PULSE: Duration = Duration::from_secs(1);
 /// A transaction is committed before its interval is over once it holds this much.
 const COMMIT_BYTES: usize = 16 << 20;
 /// After the drain's deadline, the last commit gets this long.
-pub const COMMIT_GRACE: Duration = Duration::from_secs(2);
+pub const COMMIT_GRACE: Duration = Duration::from_millis(1500);
 /// Records taken from a shard per turn, so that results are not kept waiting by full queues.
 const READ_AHEAD: usize = 64;
 /// A member without partitions is a spare after this long: until then it may be waiting for those of one that died. Brokers

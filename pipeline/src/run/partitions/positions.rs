@@ -1,6 +1,6 @@
-//! Positions as a group's committed offsets: the offset itself, and in its metadata which topic of that name it is in, how
-//! many blocks of the record there are committed already, and by what kind of process: one with another model or version
-//! makes other blocks, and has to start over.
+//! Positions as a group's committed offsets: the offset itself, and in its metadata which topic of that name it is in,
+//! how many blocks of the record there are committed already, and by what kind of process: one with another model or
+//! version makes other blocks, and has to start over.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
