@@ -230,7 +230,11 @@ impl Transactions {
             return Ok(Err(error));
         }
         let mut same = Identity::Another;
-        match persist(call, || Ok(same = identity(producer, &attempt.at)?))? {
+        let ask = || {
+            same = identity(producer, &attempt.at)?;
+            Ok(())
+        };
+        match persist(call, ask)? {
             Ok(()) if matches!(same, Identity::Same) => {}
             other => return Ok(other.map(|()| same)),
         }
