@@ -48,6 +48,7 @@ use self::{
         recover::{self, Results},
         shard::Stop,
         whereabouts::{Answer, Counts, Whereabouts},
+        window::Window,
     },
 };
 use crate::{
@@ -69,6 +70,9 @@ const COMMIT_BYTES: usize = 16 << 20;
 pub const COMMIT_GRACE: Duration = Duration::from_millis(1500);
 /// Records taken from a shard per turn, so that results are not kept waiting by full queues.
 const READ_AHEAD: usize = 64;
+/// What librdkafka reads ahead of each partition, within these bounds.
+const LEAST_READ_AHEAD: usize = 64 << 10;
+const MOST_READ_AHEAD: usize = 1 << 20;
 /// A member without partitions is a spare after this long: until then it may be waiting for those of one that died. Brokers
 /// take 6 s to 45 s for a session by default, and whoever waits longer is as good as a spare.
 const SPARE_AFTER: Duration = Duration::from_secs(15);
@@ -159,15 +163,7 @@ fn run_as(
     health: &Health,
     stop: &AtomicBool,
 ) -> Result<(), RunError> {
-    let (wake, woken) = bounded(1);
-    let mut consumer = membership::consumer(&config.kafka, protocol, wake.clone())?;
-    consumer.set_nonempty_callback({
-        let wake = wake.clone();
-        move || _ = wake.try_send(())
-    });
-    let consumer = Arc::new(consumer);
     let topic = config.input_topic();
-    let inputs = kafka::partitions(consumer.client(), &config.kafka, topic)?;
     let at =
         Coordinates { topic: topic.to_owned(), id: "".into(), fingerprint: engine.catalogue().fingerprint().into() };
     let outbox = Outbox::open(Settings {
@@ -183,18 +179,28 @@ fn run_as(
         error => RunError::from(error),
     })?;
     let counts = Counts {
-        inputs,
+        inputs: outbox.partitions(&config.kafka, topic)?,
         outputs: outbox.partitions(&config.kafka, config.output_topic())?,
         rejected: outbox.partitions(&config.kafka, &config.topics.rejected)?,
     };
     let routes = Arc::new(routes(config, counts)?);
+    // A quarter for what is read ahead, so that as much again is left for the largest record of each partition.
+    let half = config.runtime.in_flight_bytes / 2;
+    let read_ahead = (half / 2 / counts.inputs.max(1)).clamp(LEAST_READ_AHEAD, MOST_READ_AHEAD);
+    let (wake, woken) = bounded(1);
+    let mut consumer = membership::consumer(&config.kafka, protocol, read_ahead, wake.clone())?;
+    consumer.set_nonempty_callback({
+        let wake = wake.clone();
+        move || _ = wake.try_send(())
+    });
+    let consumer = Arc::new(consumer);
     consumer.subscribe(&[topic]).map_err(RunError::Consumer)?;
     tracing::info!(
         group = config.kafka.group_id,
         instance = config.kafka.instance_id,
         stages = %config.runtime.stages,
         topic,
-        partitions = inputs,
+        partitions = counts.inputs,
         workers = config.runtime.workers,
         "joining the group"
     );
@@ -229,12 +235,12 @@ fn run_as(
         health,
         at,
         counts,
-        input: Input::new(Arc::clone(&consumer), topic, wake),
+        input: Input::new(Arc::clone(&consumer), topic, wake, Window::new(half, read_ahead)),
         partitions: Partitions::new(questions, answers),
         intake: Intake { engine: Arc::clone(engine), routes, reads, originals, reports: reports_in, reread: reread_in },
         outbox,
         news: News { reports, reread, woken },
-        times: Times { stopping: None, pulse: Instant::now(), more: false, unread: None },
+        times: Times { stopping: None, pulse: Instant::now(), turn: Instant::now(), more: false, unread: None },
     };
     let result = work.work(stop);
     work.leave();
@@ -300,6 +306,8 @@ struct Times {
     /// Set once the process is to end: when to stop waiting for what is not committed.
     stopping: Option<Instant>,
     pulse: Instant,
+    /// When partitions last took turns.
+    turn: Instant,
     /// Records wait that the last turn left.
     more: bool,
     /// When and why the input could last not be read.
@@ -329,6 +337,10 @@ impl Loop<'_> {
             self.commit_if_due();
             self.finish_drains();
             self.balance();
+            if self.times.turn.elapsed() >= TICK {
+                self.times.turn = Instant::now();
+                self.input.turn();
+            }
             if self.times.pulse.elapsed() >= PULSE {
                 self.pulse();
             }
@@ -371,13 +383,13 @@ impl Loop<'_> {
             records = self.partitions.shards.values().map(|shard| shard.ledger.len()).sum::<usize>(),
             "stopping: finishing the records being worked on"
         );
-        self.partitions.stop(&self.input, deadline);
+        self.partitions.stop(&mut self.input, deadline);
     }
 
     /// The end: changes that are not carried out yet are.
     fn leave(&mut self) {
         self.input.consumer().context().close();
-        self.partitions.leave(&self.input);
+        self.partitions.leave(&mut self.input);
         while let Some(change) = self.input.next_change() {
             let done = match change {
                 Change::Assigned(partitions) => self.input.take_up(&partitions),
@@ -397,7 +409,7 @@ impl Loop<'_> {
                     self.partitions.assign(&mut self.input, partitions, self.times.stopping.is_some())?;
                 }
                 Change::Revoked(partitions) if self.input.consumer().assignment_lost() => {
-                    self.partitions.lose(&self.input, &partitions);
+                    self.partitions.lose(&mut self.input, &partitions);
                     numbers(&partitions).into_iter().for_each(|number| self.outbox.unreserve(number));
                     // A commit that is under way the broker decides on.
                     self.outbox.abort("partitions were lost to another process");
@@ -677,7 +689,7 @@ impl Loop<'_> {
     }
 
     fn finish_drains(&mut self) {
-        for partition in self.partitions.finish_drains(&self.input) {
+        for partition in self.partitions.finish_drains(&mut self.input) {
             self.outbox.unreserve(partition);
         }
     }
@@ -689,7 +701,9 @@ impl Loop<'_> {
     }
 
     fn balance_one(&mut self, partition: i32) {
+        // What librdkafka may hold of it is taken off, up to the half that its window has.
         let limit = self.config.runtime.in_flight_bytes;
+        let limit = limit - self.input.read_ahead().min(limit / 2);
         let share = limit / self.partitions.shards.len().max(1);
         let all = self.partitions.tally.bytes();
         if let Some(shard) = self.partitions.shards.get_mut(&partition) {

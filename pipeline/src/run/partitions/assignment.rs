@@ -177,7 +177,7 @@ impl Partitions {
         Ok(())
     }
 
-    fn take_up(&self, input: &Input, partitions: &TopicPartitionList) {
+    fn take_up(&self, input: &mut Input, partitions: &TopicPartitionList) {
         if let Err(error) = input.take_up(partitions) {
             tracing::error!("partitions cannot be taken up: {error}");
         }
@@ -192,7 +192,7 @@ impl Partitions {
     }
 
     /// Partitions that another process already owns: what is held of them is void.
-    pub fn lose(&mut self, input: &Input, partitions: &TopicPartitionList) {
+    pub fn lose(&mut self, input: &mut Input, partitions: &TopicPartitionList) {
         let numbers = numbers(partitions);
         metrics::rebalanced("lost", &numbers, self.shards.len().saturating_sub(numbers.len()));
         self.forget(&numbers);
@@ -216,7 +216,7 @@ impl Partitions {
 
     /// The process ends: nothing is begun any more. The group waits for those that were to be taken up before it takes
     /// them back.
-    pub fn stop(&mut self, input: &Input, deadline: Instant) {
+    pub fn stop(&mut self, input: &mut Input, deadline: Instant) {
         let all: Vec<i32> = self.shards.keys().copied().collect();
         self.drain(&all, deadline);
         for (_, partitions) in std::mem::take(&mut self.assigned) {
@@ -233,14 +233,14 @@ impl Partitions {
         }
     }
 
-    fn give_back(&self, input: &Input, partitions: &TopicPartitionList) {
+    fn give_back(&self, input: &mut Input, partitions: &TopicPartitionList) {
         if let Err(error) = input.give_back(partitions) {
             tracing::error!("partitions cannot be given back: {error}");
         }
     }
 
     /// Gives revoked partitions back whose shards are done; returns them.
-    pub fn finish_drains(&mut self, input: &Input) -> Vec<i32> {
+    pub fn finish_drains(&mut self, input: &mut Input) -> Vec<i32> {
         let now = Instant::now();
         self.shards.values().filter(|shard| shard.is_late(now)).for_each(|shard| shard.lease.revoke());
         let mut given_back = Vec::new();
@@ -259,7 +259,7 @@ impl Partitions {
 
     /// The end: all tracks are cancelled. Changes that are still to be carried out are, or the consumer would wait for
     /// them for ever when it closes.
-    pub fn leave(&mut self, input: &Input) {
+    pub fn leave(&mut self, input: &mut Input) {
         let records: usize = self.shards.values().map(|shard| shard.ledger.len()).sum();
         if records > 0 {
             tracing::info!(records, "records are left to the partitions' next owner");

@@ -91,7 +91,12 @@ impl Membership {
 ///
 /// # Errors
 /// librdkafka refuses the configuration.
-pub fn consumer(kafka: &Kafka, protocol: GroupProtocol, wake: Sender<()>) -> Result<GroupConsumer, ClientError> {
+pub fn consumer(
+    kafka: &Kafka,
+    protocol: GroupProtocol,
+    read_ahead: usize,
+    wake: Sender<()>,
+) -> Result<GroupConsumer, ClientError> {
     let mut client = kafka::client_config(kafka);
     client
         .set("group.id", &kafka.group_id)
@@ -103,10 +108,9 @@ pub fn consumer(kafka: &Kafka, protocol: GroupProtocol, wake: Sender<()>) -> Res
         // An end that markers of transactions make is one to be behind as well.
         .set("enable.partition.eof", "true")
         .set("statistics.interval.ms", "1000")
-        // What librdkafka reads ahead of each shard: below the first bound it asks for up to the second, or one record
-        // that is larger. When there is room again it looks soon: its default of 1 s would starve large records.
-        .set("queued.max.messages.kbytes", "1024")
-        .set("max.partition.fetch.bytes", "1048576")
+        // Below the first bound it asks for up to the second, or one record that is larger. When there is room again it looks soon: its default of 1 s would starve large records.
+        .set("queued.max.messages.kbytes", (read_ahead >> 10).to_string())
+        .set("max.partition.fetch.bytes", read_ahead.to_string())
         .set("fetch.queue.backoff.ms", "10")
         .set("fetch.max.bytes", "16777216")
         .set("receive.message.max.bytes", kafka::MAX_RESPONSE_BYTES)

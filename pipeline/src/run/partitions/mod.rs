@@ -9,3 +9,4 @@ pub mod positions;
 pub mod recover;
 pub mod shard;
 pub mod whereabouts;
+pub mod window;
