@@ -430,10 +430,10 @@ impl Loop<'_> {
             }
             self.at.id = Arc::clone(&answer.topic_id);
         }
-        if self.counts != answer.counts {
-            tracing::info!("topics have other numbers of partitions: {:?} were {:?}", answer.counts, self.counts);
-            self.counts = answer.counts;
-            let Counts { inputs, outputs, rejected } = answer.counts;
+        if let Some(counts) = answer.counts.filter(|counts| *counts != self.counts) {
+            tracing::info!("topics have other numbers of partitions: {counts:?} were {:?}", self.counts);
+            self.counts = counts;
+            let Counts { inputs, outputs, rejected } = counts;
             let mut routes = Routes::clone(&self.intake.routes);
             // Blocks keep their partition in any case: one that is missing is waited for.
             routes.output_keeps_partition = outputs == inputs || self.config.runtime.stages.writes().is_some();
@@ -603,8 +603,9 @@ impl Loop<'_> {
             }
             End::NotBegun => {}
             End::Replaced => {
-                // Who has the new topic's records is told with their positions.
                 self.replaced();
+                // Which topic that is, is told with where the group is in it.
+                self.at.id = "".into();
             }
             End::Aborted { reason, .. } => {
                 metrics::aborted(&reason);
@@ -726,6 +727,15 @@ impl Loop<'_> {
                 // Behind the last record there may be markers of its producer's transactions, which nobody reads.
                 if let Some(read) = ends.read.filter(|read| *read > shard.gauges.committed_at()) {
                     shard.ledger.note_end(read);
+                }
+                if let Some(waits) = shard.upstream.watch(*ends, shard.gauges.committed_at(), self.times.pulse) {
+                    tracing::warn!(
+                        partition,
+                        offset = ends.stable,
+                        "the partition has waited for {} s for an open transaction of its producer: what is behind this \
+                         offset can be read once the transaction ends",
+                        waits.as_secs()
+                    );
                 }
             }
             shard.gauges.refresh();

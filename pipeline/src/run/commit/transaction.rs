@@ -162,7 +162,9 @@ impl Transactions {
             // The commit asks for what is there; waiting for more would only add latency.
             .set("linger.ms", "0")
             // A topic that was deleted is found missing within a second, not after thirty.
-            .set("topic.metadata.propagation.max.ms", "1000");
+            .set("topic.metadata.propagation.max.ms", "1000")
+            // Partitions added to it are found before long: until then their results are held.
+            .set("topic.metadata.refresh.interval.ms", "5000");
         if self.exactly_once() {
             client
                 .set("transactional.id", &self.settings.transactional_id)

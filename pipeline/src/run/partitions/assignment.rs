@@ -27,6 +27,8 @@ pub struct Partitions {
     assigned: VecDeque<(u64, TopicPartitionList)>,
     /// Partitions that go back to the group once their shards are done.
     revoked: Vec<TopicPartitionList>,
+    /// Partitions that are to be read from elsewhere.
+    moved: BTreeMap<i32, Position>,
     questions: Sender<Question>,
     answers: Receiver<Answer>,
     /// Assignments and questions so far.
@@ -48,6 +50,7 @@ impl Partitions {
             tally: Tally::default(),
             assigned: VecDeque::new(),
             revoked: Vec::new(),
+            moved: BTreeMap::new(),
             questions,
             answers,
             count: 0,
@@ -77,6 +80,7 @@ impl Partitions {
                 return Err(NoQueue(partition));
             }
             self.shards.insert(partition, Shard::new(self.count, partition, &self.tally));
+            self.moved.remove(&partition);
         }
         metrics::rebalanced("assigned", &numbers, self.shards.len());
         if stopping {
@@ -121,11 +125,11 @@ impl Partitions {
             let old = std::mem::replace(shard, fresh);
             match old.phase {
                 Phase::Draining { .. } => shard.drain(now),
-                Phase::Consuming { .. } => again.push(partition),
-                // Its answer is on the way.
-                asking @ Phase::Asking { .. } => shard.phase = asking,
+                // An answer that is on the way may be one of the old topic.
+                Phase::Consuming { .. } | Phase::Asking { .. } => again.push(partition),
             }
         }
+        self.moved.clear();
         if !again.is_empty() {
             self.ask(again);
         }
@@ -163,18 +167,41 @@ impl Partitions {
             if !deleted.is_empty() {
                 metrics::skipped(input.topic(), partition, &deleted);
             }
-            if asked {
-                shard.phase = Phase::Consuming { from: position };
+            match assigned {
+                _ if !asked => {}
+                Some(_) => shard.phase = Phase::Consuming { from: position },
+                None => _ = self.moved.insert(partition, position),
             }
             if held.is_none() {
                 shard.gauges.committed(position.offset, end);
             }
         }
-        match assigned {
-            Some(_) => self.take_up(input, &from),
-            None => input.seek(from),
+        if assigned.is_some() {
+            self.take_up(input, &from);
         }
+        self.move_on(input);
         Ok(())
+    }
+
+    /// Reads partitions from elsewhere that are to be. Not while the group waits for an answer to a rebalance: it would take
+    /// this for one.
+    fn move_on(&mut self, input: &mut Input) {
+        if self.moved.is_empty() || !self.assigned.is_empty() || !self.revoked.is_empty() {
+            return;
+        }
+        let mut from = TopicPartitionList::new();
+        for (partition, position) in std::mem::take(&mut self.moved) {
+            let Some(shard) = self.shards.get_mut(&partition).filter(|shard| !shard.is_draining()) else { continue };
+            shard.phase = Phase::Consuming { from: position };
+            if let Err(error) = from.add_partition_offset(input.topic(), partition, Offset::Offset(position.offset)) {
+                tracing::error!("partition {partition}: {error}");
+            }
+        }
+        if from.count() > 0
+            && let Err(error) = input.read_from(&from)
+        {
+            tracing::error!("partitions cannot be read from elsewhere: {error}");
+        }
     }
 
     fn take_up(&self, input: &mut Input, partitions: &TopicPartitionList) {
@@ -254,6 +281,7 @@ impl Partitions {
                 self.revoked.push(partitions);
             }
         }
+        self.move_on(input);
         given_back
     }
 

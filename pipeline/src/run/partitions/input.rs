@@ -129,15 +129,13 @@ impl Input {
         }
     }
 
-    /// Reads partitions that are taken up from other offsets.
-    pub fn seek(&mut self, partitions: TopicPartitionList) {
-        for element in partitions.elements() {
-            self.readable.insert(element.partition());
-            // It is only begun here; what was read ahead from elsewhere is dropped.
-            if let Err(error) = self.consumer.seek(&self.topic, element.partition(), element.offset(), Duration::ZERO) {
-                tracing::warn!("partition {} cannot be read from {:?}: {error}", element.partition(), element.offset());
-            }
-        }
+    /// Reads partitions that are taken up from other offsets; what was read ahead from elsewhere is dropped. A seek would
+    /// not do: librdkafka stops to read a partition that has no record where it is read, and seeks in none that it does
+    /// not read.
+    pub fn read_from(&mut self, partitions: &TopicPartitionList) -> KafkaResult<()> {
+        self.readable.extend(partitions.elements().iter().map(|element| element.partition()));
+        membership::unassign(&self.consumer, partitions)?;
+        self.take_up(partitions)
     }
 
     pub fn take_up(&mut self, partitions: &TopicPartitionList) -> KafkaResult<()> {

@@ -8,5 +8,6 @@ pub mod membership;
 pub mod positions;
 pub mod recover;
 pub mod shard;
+pub mod upstream;
 pub mod whereabouts;
 pub mod window;

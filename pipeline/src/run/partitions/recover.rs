@@ -2,7 +2,7 @@
 //! longer than they keep them (`offsets.retention.minutes`, seven days by default), and its results are still there.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
@@ -35,8 +35,8 @@ pub struct Results {
     pub topics: Vec<(String, bool)>,
 }
 
-/// The last record of a partition that has its result: its offset and timestamp.
-type Last = (i64, Option<i64>);
+/// A record that has its result: its offset and timestamp.
+type Done = (i64, Option<i64>);
 
 impl Results {
     /// For each of `partitions` the offset behind the last record that has its result, if there is one and it is a
@@ -46,27 +46,29 @@ impl Results {
     /// The brokers do not answer.
     pub fn behind(&self, partitions: &[i32]) -> KafkaResult<BTreeMap<i32, i64>> {
         let consumer: BaseConsumer<Logged> = self.client.create_with_context(Logged)?;
-        let mut last = BTreeMap::new();
+        let mut last = Vec::new();
         for (topic, keeps_partition) in &self.topics {
             self.look(&consumer, topic, *keeps_partition, partitions, &mut last)?;
         }
         let mut behind = BTreeMap::new();
-        for (partition, (offset, timestamp)) in last {
-            if self.is_here(&consumer, partition, offset, timestamp)? {
-                behind.insert(partition, offset + 1);
+        for (partition, done) in last {
+            if self.is_here(&consumer, partition, done)? {
+                let known = behind.entry(partition).or_insert(0);
+                *known = (*known).max(done.0 + 1);
             }
         }
         Ok(behind)
     }
 
-    /// Reads a topic of results from its end, until there is one of each partition or no more.
+    /// Reads a topic of results from its end, until there is one of each partition or no more. Notes the last of each: those
+    /// before it may be of higher offsets, of a topic that is no more.
     fn look(
         &self,
         consumer: &BaseConsumer<Logged>,
         topic: &str,
         keeps_partition: bool,
         partitions: &[i32],
-        last: &mut BTreeMap<i32, Last>,
+        last: &mut Vec<(i32, Done)>,
     ) -> KafkaResult<()> {
         let metadata = consumer.fetch_metadata(Some(topic), PATIENCE)?;
         let count = metadata.topics().first().map_or(0, |found| found.partitions().len());
@@ -75,20 +77,21 @@ impl Results {
             let (first, end) = consumer.fetch_watermarks(topic, of_results, PATIENCE)?;
             let wanted = if keeps_partition { &[of_results] } else { partitions };
             let (mut to, mut look) = (end, FIRST_LOOK);
-            let mut seen = BTreeSet::new();
-            while to > first && !wanted.iter().all(|partition| seen.contains(partition)) {
+            let mut seen = BTreeMap::new();
+            while to > first && !wanted.iter().all(|partition| seen.contains_key(partition)) {
                 let from = (to - look).max(first);
+                let mut found = BTreeMap::new();
                 self.read(consumer, topic, of_results, from..to, |message| {
-                    if let Some((partition, offset, timestamp)) = self.source(message)
+                    if let Some((partition, done)) = self.source(message)
                         && partitions.contains(&partition)
                     {
-                        seen.insert(partition);
-                        let known = last.entry(partition).or_insert((offset, timestamp));
-                        *known = (*known).max((offset, timestamp));
+                        found.insert(partition, done);
                     }
                 })?;
+                found.into_iter().for_each(|(partition, done)| _ = seen.entry(partition).or_insert(done));
                 (to, look) = (from, look * 4);
             }
+            last.extend(seen);
         }
         Ok(())
     }
@@ -127,14 +130,14 @@ impl Results {
     }
 
     /// The record of the input that a result is of.
-    fn source(&self, message: &BorrowedMessage<'_>) -> Option<(i32, i64, Option<i64>)> {
+    fn source(&self, message: &BorrowedMessage<'_>) -> Option<(i32, Done)> {
         let of = headers::read(message);
         let number = |name| Header::text(&of, name).and_then(|text| text.parse::<i64>().ok());
         if let Some(topic) = Header::text(&of, header::TOPIC) {
             let moved = number(header::TIMESTAMP);
             let timestamp = moved.or_else(|| message.timestamp().to_millis());
             let partition = i32::try_from(number(header::PARTITION)?).ok()?;
-            return (topic == self.input).then_some((partition, number(header::OFFSET)?, timestamp));
+            return (topic == self.input).then_some((partition, (number(header::OFFSET)?, timestamp)));
         }
         let source = match Header::text(&of, block::header::TRACK) {
             Some(track) => {
@@ -146,21 +149,15 @@ impl Results {
         };
         match source {
             Source::Record { topic, partition, offset, timestamp_ms } if topic == self.input => {
-                Some((partition, offset, timestamp_ms))
+                Some((partition, (offset, timestamp_ms)))
             }
             _ => None,
         }
     }
 
-    /// Whether the record that a result is of is in the topic that is there now, or may have been: a topic that was
-    /// made again has other records at the same offsets, with other timestamps.
-    fn is_here(
-        &self,
-        consumer: &BaseConsumer<Logged>,
-        partition: i32,
-        offset: i64,
-        timestamp: Option<i64>,
-    ) -> KafkaResult<bool> {
+    /// Whether the record that a result is of is in the topic that is there now, or may have been: a topic that was made again
+    /// has other records at the same offsets, with other timestamps.
+    fn is_here(&self, consumer: &BaseConsumer<Logged>, partition: i32, (offset, timestamp): Done) -> KafkaResult<bool> {
         let (first, end) = consumer.fetch_watermarks(&self.input, partition, PATIENCE)?;
         if offset < first {
             return Ok(true);

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Instant};
 use super::{
     lease::Lease,
     ledger::{Ledger, Place, Position, Tally},
+    upstream::Upstream,
 };
 use crate::{
     run::{commit::output::Output, intake::blocks::OpenTracks},
@@ -24,6 +25,7 @@ pub struct Shard {
     pub full: bool,
     /// Nothing of it is sent for now.
     pub stop: Option<Stop>,
+    pub upstream: Upstream,
     pub gauges: Gauges,
 }
 
@@ -57,6 +59,7 @@ impl Shard {
             phase: Phase::Asking { question: 0 },
             full: false,
             stop: None,
+            upstream: Upstream::default(),
             gauges: Gauges::new(partition),
         }
     }

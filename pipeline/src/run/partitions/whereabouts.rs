@@ -1,9 +1,9 @@
 //! Where partitions are to be taken up: asked of the brokers on a thread of its own, as each question may take its
 //! time.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rdkafka::{
     Offset, TopicPartitionList,
     consumer::Consumer,
@@ -18,6 +18,10 @@ use super::{
 };
 use crate::{config::MissingOffsets, kafka};
 
+/// Topics are looked at this often, asked or not: one that was made again, or that has more partitions, may give no other
+/// sign.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
 /// Partitions that were assigned together, or that are to be taken up anew.
 pub struct Question {
     /// For the answer.
@@ -30,7 +34,8 @@ pub struct Answer {
     pub id: u64,
     /// The topic that is there now.
     pub topic_id: Arc<str>,
-    pub counts: Counts,
+    /// `None` if one of the topics is not there now.
+    pub counts: Option<Counts>,
     pub starts: Vec<Start>,
 }
 
@@ -67,20 +72,29 @@ pub struct Whereabouts {
 }
 
 impl Whereabouts {
-    /// Answers questions, each as soon as the brokers do, until nobody asks any more.
+    /// Answers questions, each as soon as the brokers do, until nobody asks any more. Where nothing is asked for a while it
+    /// says what topics are there.
     pub fn answer(mut self, questions: &Receiver<Question>, answers: &Sender<Answer>) {
-        for Question { id, partitions } in questions {
+        loop {
+            let Question { id, partitions } = match questions.recv_timeout(LOOK_AGAIN) {
+                Ok(question) => question,
+                Err(RecvTimeoutError::Timeout) => Question { id: 0, partitions: Vec::new() },
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
             let answer = loop {
                 match self.find(id, &partitions) {
-                    Ok(answer) => break answer,
+                    Ok(answer) => break Some(answer),
                     Err(error) => tracing::debug!("it is not known yet where the group is: {error}"),
+                }
+                if partitions.is_empty() {
+                    break None;
                 }
                 if self.consumer.context().is_closing() {
                     return;
                 }
                 std::thread::sleep(RETRY);
             };
-            if answers.send(answer).is_err() {
+            if answer.is_some_and(|answer| answers.send(answer).is_err()) {
                 return;
             }
         }
@@ -90,11 +104,20 @@ impl Whereabouts {
         let [output, rejected] = &self.topics;
         let names = [self.at.topic.as_str(), output, rejected];
         let found = kafka::topics(self.consumer.client(), &names, STEP)?;
-        let count =
-            |at: usize| found.get(at).and_then(|topic| topic.as_ref().ok()).map_or(0, |topic| topic.partitions.len());
+        let counts = match &found[..] {
+            [Ok(input), Ok(output), Ok(rejected)] => Some(Counts {
+                inputs: input.partitions.len(),
+                outputs: output.partitions.len(),
+                rejected: rejected.partitions.len(),
+            }),
+            _ => None,
+        };
         let input = found.first().cloned().unwrap_or(Err(RDKafkaErrorCode::UnknownTopic));
         self.at.id = input.map_err(KafkaError::MetadataFetch)?.id.into();
 
+        if partitions.is_empty() {
+            return Ok(Answer { id, topic_id: Arc::clone(&self.at.id), counts, starts: Vec::new() });
+        }
         let committed = positions::committed(&*self.consumer, &self.at, partitions.iter().copied())?;
         let firsts = self.ends(partitions, Offset::Beginning)?;
         let ends = self.ends(partitions, Offset::End)?;
@@ -132,7 +155,6 @@ impl Whereabouts {
             };
             starts.push(Start { partition, first, end, ..take_up(position, first) });
         }
-        let counts = Counts { inputs: count(0), outputs: count(1), rejected: count(2) };
         Ok(Answer { id, topic_id: Arc::clone(&self.at.id), counts, starts })
     }
 
