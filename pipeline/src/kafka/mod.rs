@@ -15,7 +15,7 @@ mod trouble;
 use std::time::Duration;
 
 pub use client::{Logged, client_config, log, log_error, partitions, with_properties};
-pub use cluster::{Cluster, reach_topics};
+pub use cluster::{Cluster, reach_topics, readable};
 pub use contact::{reach, wait_for_brokers};
 pub use error::{ClientError, user};
 pub use preflight::{Finding, Level, preflight};

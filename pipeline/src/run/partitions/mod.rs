@@ -8,4 +8,5 @@ pub mod membership;
 pub mod positions;
 pub mod recover;
 pub mod shard;
+pub mod watch;
 pub mod whereabouts;
