@@ -20,6 +20,7 @@ use rdkafka::{
 };
 
 use super::chance;
+use crate::wait_within;
 
 static CLUSTER: OnceLock<Cluster> = OnceLock::new();
 
@@ -128,7 +129,8 @@ impl Cluster {
         Self::start(&chance::name("tonearm-brokers"), std::process::id(), kind)
     }
 
-    /// Starts brokers whose data is under `name` in the folder for temporary files, and that end with the process `owner`.
+    /// Starts brokers whose data is under `name` in the folder for temporary files, and that end with the process
+    /// `owner`.
     fn start(name: &str, owner: u32, kind: Kind) -> Self {
         let data = std::env::temp_dir().join(name);
         let Kind { version, brokers, stock, secure } = kind;
@@ -290,7 +292,8 @@ impl Topics {
     }
 
     /// Lets the broker wait this long for a sign of life of a member of the group, before it gives its partitions to
-    /// others. 3 s is the least our broker allows.
+    /// others. 3 s is the least our broker allows. In classic groups, and so with Kafka 3.9, it changes nothing: each
+    /// member has its own.
     pub fn session_timeout(&self, timeout: Duration) {
         let value = timeout.as_millis().to_string();
         let change = AlterConfig::new(ResourceSpecifier::Group(&self.group)).set("consumer.session.timeout.ms", &value);
@@ -358,18 +361,22 @@ pub fn grow(topic: &str, partitions: usize) {
 
 /// Changes one setting of a topic.
 pub fn topic_config(topic: &str, key: &str, value: &str) {
-    let admin = admin();
-    let specifier = ResourceSpecifier::Topic(topic);
-    let described = run(admin.describe_configs([&specifier], &options())).expect("the broker answers").remove(0);
-    let described = described.unwrap_or_else(|e| panic!("topic {topic} cannot be described: {e}"));
+    let (admin, specifier) = (admin(), ResourceSpecifier::Topic(topic));
+    let described = || {
+        let topics = run(admin.describe_configs([&specifier], &options())).expect("the broker answers");
+        topics.into_iter().next().expect("one was asked for").unwrap_or_else(|e| panic!("topic {topic}: {e}"))
+    };
+    let before = described();
     // The request replaces all settings that the topic has of its own, so they are given again.
-    let own = described.entries.iter().filter(|entry| entry.source == ConfigSource::DynamicTopic);
+    let own = before.entries.iter().filter(|entry| entry.source == ConfigSource::DynamicTopic);
     let own = own.map(|entry| (entry.name.as_str(), entry.value.as_deref().unwrap_or_default()));
-    let change =
-        own.chain([(key, value)]).fold(AlterConfig::new(specifier), |change, (key, value)| change.set(key, value));
-    for result in run(admin.alter_configs([&change], &options())).expect("the broker answers") {
-        result.unwrap_or_else(|e| panic!("topic {topic} cannot get {key}={value}: {e:?}"));
-    }
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic));
+    let change = own.chain([(key, value)]).fold(change, |change, (key, value)| change.set(key, value));
+    run(admin.alter_configs([&change], &options())).expect("the broker answers");
+    // The client passes a refusal over in silence.
+    wait_within(Duration::from_secs(10), &format!("{key}={value} of topic {topic}"), || {
+        (described().get(key)?.value.as_deref() == Some(value)).then_some(())
+    });
 }
 
 /// Deletes the records of a partition whose offset is below `before`, as retention would.

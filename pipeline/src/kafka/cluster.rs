@@ -14,9 +14,11 @@ use rdkafka::{
 };
 
 use super::{
-    ClientError, FIRST_ANSWER, Logged, client_config,
+    client::Logged,
+    contact::reach,
+    error::ClientError,
+    properties::{FIRST_ANSWER, client_config, with_properties},
     raw_admin::{self, Access, Broker, Rights, Topic},
-    reach, with_properties,
 };
 use crate::config::Kafka;
 

@@ -69,7 +69,7 @@ const PULSE: Duration = Duration::from_secs(1);
 /// A transaction is committed before its interval is over once it holds this much.
 const COMMIT_BYTES: usize = 16 << 20;
 /// After the drain's deadline, the last commit gets this long.
-pub const COMMIT_GRACE: Duration = Duration::from_secs(2);
+pub const COMMIT_GRACE: Duration = Duration::from_millis(1500);
 /// Records taken from a shard per turn, so that results are not kept waiting by full queues.
 const READ_AHEAD: usize = 64;
 /// Between two questions for a right that was withdrawn.
@@ -210,7 +210,7 @@ fn run_as(
         commit_interval: config.runtime.commit_interval,
     })
     .map_err(|error| match error {
-        TransactionsError::Client(ClientError::Unreachable { source, .. }) => {
+        TransactionsError::Client(ClientError::Unreachable { source, .. }) | TransactionsError::Fatal(source) => {
             kafka::why_no_transactions(config, source).into()
         }
         error => RunError::from(error),
@@ -639,6 +639,7 @@ impl Loop<'_> {
                 }
                 metrics::committed(outputs, took);
             }
+            End::NotBegun => {}
             End::Replaced => {
                 // Who has the new topic's records is told with their positions.
                 self.replaced();
@@ -744,7 +745,7 @@ impl Loop<'_> {
             aborts: self.outbox.aborts(),
             reason: self.times.void.clone(),
             busy: self.outbox.busy_since().map(|since| since.elapsed()),
-            interval: self.config.runtime.commit_interval,
+            granted: self.outbox.granted(),
         };
         pulse::gauges(&mut self.partitions.shards, &seen);
         let mut checks = pulse::checks(&mut self.partitions.shards, &seen, &commits);

@@ -1,5 +1,5 @@
-//! Partitions come and go: what the group has decided is carried out here, in the loop's thread, once the shards are ready
-//! for it.
+//! Partitions come and go: what the group has decided is carried out here, in the loop's thread, once the shards are
+//! ready for it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -64,7 +64,8 @@ impl Partitions {
         self.count > 0
     }
 
-    /// New partitions. It is asked where the group is, unless the process is `stopping`: nothing is read before that is known.
+    /// New partitions. It is asked where the group is, unless the process is `stopping`: nothing is read before that is
+    /// known.
     ///
     /// # Errors
     /// One has no queue.
@@ -113,8 +114,8 @@ impl Partitions {
         }
     }
 
-    /// The topic is another of the same name: what is held of the old one is void, and the new one is read from where the
-    /// group is in it.
+    /// The topic is another of the same name: what is held of the old one is void, and the new one is read from where
+    /// the group is in it.
     pub fn start_over(&mut self) {
         let now = Instant::now();
         let mut again = Vec::new();
@@ -218,8 +219,8 @@ impl Partitions {
         }
     }
 
-    /// The process ends: nothing is begun any more. The group waits for those that were to be taken up before it takes them
-    /// back.
+    /// The process ends: nothing is begun any more. The group waits for those that were to be taken up before it takes
+    /// them back.
     pub fn stop(&mut self, input: &Input, deadline: Instant) {
         let all: Vec<i32> = self.shards.keys().copied().collect();
         self.drain(&all, deadline);
@@ -228,7 +229,7 @@ impl Partitions {
         }
     }
 
-    /// Whatever tracks make of these shards is of no use from now on.
+    /// Cancels all tracks of these shards, and drops what is held of them.
     fn forget(&mut self, partitions: &[i32]) {
         for partition in partitions {
             if let Some(shard) = self.shards.remove(partition) {
@@ -261,8 +262,8 @@ impl Partitions {
         given_back
     }
 
-    /// The end: whatever tracks still have is of no use. Changes that are not carried out yet are, or the consumer would
-    /// wait for it for ever when it closes.
+    /// The end: all tracks are cancelled. Changes that are still to be carried out are, or the consumer would wait for
+    /// them for ever when it closes.
     pub fn leave(&mut self, input: &Input) {
         let records: usize = self.shards.values().map(|shard| shard.ledger.len()).sum();
         if records > 0 {

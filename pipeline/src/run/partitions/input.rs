@@ -1,5 +1,5 @@
-//! The input topic, as this process reads it: the consumer, and a queue for each partition, apart from all others. One that
-//! is full is just not read. Partitions are never paused: that would drop what was read ahead.
+//! The input topic, as this process reads it: the consumer, and a queue for each partition, apart from all others. One
+//! that is full is just not read. Partitions are never paused: that would drop what was read ahead.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,8 +20,8 @@ use super::{
 };
 use crate::run::intake::record::Record;
 
-/// Events of the group that are served per turn of the loop. With a zero timeout `poll` returns after each, and says nothing
-/// of whether there are more; with a longer one it would wait on the wall clock, which may be set back.
+/// Events of the group that are served per turn of the loop. With a zero timeout `poll` returns after each, and says
+/// nothing of whether there are more; with a longer one it would wait on the wall clock, which may be set back.
 const EVENTS: usize = 8;
 
 pub struct Input {
