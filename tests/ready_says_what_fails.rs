@@ -62,7 +62,8 @@ fn fails(running: &Running, check: &str, fragments: &[&str]) {
 fn heals(running: &Running) {
     let begun = Instant::now();
     wait_within(BOUND, "ready again", || running.get("/health/ready").filter(|(status, _)| *status == 200));
-    println!("ready again after {:.1} s", begun.elapsed().as_secs_f32());
+    let test = std::thread::current();
+    println!("{}: ready again after {:.1} s", test.name().unwrap_or_default(), begun.elapsed().as_secs_f32());
     assert_alive(running);
 }
 
@@ -136,23 +137,35 @@ fn a_right_that_is_withdrawn_is_named_until_it_is_back() {
     running.stop();
 }
 
-#[test]
-fn a_held_partition_is_named_and_the_others_go_on() {
+/// Publishes a record whose reject no topic takes after `spoilt`, and good ones behind it and beside it.
+fn assert_held_until_cured(spoilt: impl Fn(&Topics), fragment: &str, cured: impl Fn(&Topics)) {
     let _broker = with_broker();
     let topics = Topics::new(PARTITIONS);
     let running = Run::new(&topics).model(&models::tiny()).ready();
-    broker::delete(&topics.rejected);
+    spoilt(&topics);
     publish(&topics.audio, &[good(0, "good"), Input::new(0, "broken", b"no music".to_vec()), good(0, "behind")]);
-    fails(&running, "held", &["partition 0 at offset 1", &topics.rejected, "no such topic"]);
+    fails(&running, "held", &["partition 0 at offset 1", &topics.rejected, fragment]);
     publish(&topics.audio, &[good(1, "other"), good(1, "other")]);
     let reader = Reader::new(&[&topics.predictions]);
     assert_eq!(reader.take(3).iter().filter(|result| result.partition == 1).count(), 2);
     assert_eq!(running.metrics().value("tonearm_held_partitions"), 1.0);
-    broker::create(&[(&topics.rejected, PARTITIONS)]);
+    cured(&topics);
     heals(&running);
     assert_all_end(&topics, 5);
     assert_eq!(running.metrics().value("tonearm_held_partitions"), 0.0);
     running.stop();
+}
+
+#[test]
+fn a_partition_whose_reject_is_too_large_is_held_and_named_and_the_others_go_on() {
+    let limit = |bytes| move |topics: &Topics| broker::topic_config(&topics.rejected, "max.message.bytes", bytes);
+    assert_held_until_cured(limit("100"), "max.message.bytes", limit("1048588"));
+}
+
+#[test]
+fn a_partition_whose_reject_has_no_topic_is_held_and_named_and_the_others_go_on() {
+    let create = |topics: &Topics| broker::create(&[(&topics.rejected, PARTITIONS)]);
+    assert_held_until_cured(|topics| broker::delete(&topics.rejected), "no such topic", create);
 }
 
 #[test]

@@ -208,6 +208,7 @@ fn run_as(
         delivery: config.runtime.delivery,
         transactional_id: config.transactional_id(),
         commit_interval: config.runtime.commit_interval,
+        topics: [config.output_topic().to_owned(), config.topics.rejected.clone()],
     })
     .map_err(|error| match error {
         TransactionsError::Client(ClientError::Unreachable { source, .. }) | TransactionsError::Fatal(source) => {
