@@ -62,6 +62,7 @@ pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
     log::init(&config.log.level, config.log.json);
 
     let stop = signals::stop_on_signals()?;
+    end_in_time(&stop, config.runtime.drain_timeout);
 
     let metrics = metrics::install(&config.model.to_string()).map_err(CommandError::failed)?;
     let health = Health::default();
@@ -89,7 +90,6 @@ pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
     health.model_is_warm();
     let catalogue = Catalogue::new(config.runtime.stages, model, found.manifest, config.output, config.limits);
     let engine = Engine::start(Arc::new(catalogue), config.runtime.workers).map_err(RunError::from)?;
-    end_in_time(&stop, config.runtime.drain_timeout);
     let result = kafka::wait_for_brokers(&config.kafka, args.exit_if_unreachable, &stop)
         .map_err(RunError::from)
         .and_then(|()| match stop.load(Ordering::Relaxed) {

@@ -14,7 +14,7 @@ mod transactions;
 mod trouble;
 
 pub use client::{Logged, log, log_error, partitions};
-pub use cluster::{Cluster, reach_topics};
+pub use cluster::{Cluster, reach_topics, readable};
 pub use contact::{reach, wait_for_brokers};
 pub use error::{ClientError, user};
 pub use preflight::{Finding, Level, preflight};

@@ -7,6 +7,7 @@
 mod commit;
 mod intake;
 mod partitions;
+mod pulse;
 
 use std::{
     io,
@@ -46,14 +47,16 @@ use self::{
         membership::{self, Change},
         positions::{Coordinates, Positions},
         recover::{self, Results},
-        shard::Stop,
+        shard::{Dropped, Stop},
+        watch::watch,
         whereabouts::{Answer, Counts, Whereabouts},
         window::Window,
     },
+    pulse::Commits,
 };
 use crate::{
     config::{Config, Delivery, GroupProtocol},
-    kafka::{self, ClientError},
+    kafka::{self, ClientError, Cluster},
     telemetry::{
         health::{Check, Health},
         metrics,
@@ -73,16 +76,11 @@ const READ_AHEAD: usize = 64;
 /// What librdkafka reads ahead of each partition, within these bounds.
 const LEAST_READ_AHEAD: usize = 64 << 10;
 const MOST_READ_AHEAD: usize = 1 << 20;
-/// A member without partitions is a spare after this long: until then it may be waiting for those of one that died. Brokers
-/// take 6 s to 45 s for a session by default, and whoever waits longer is as good as a spare.
-const SPARE_AFTER: Duration = Duration::from_secs(15);
+/// Between two questions for a right that was withdrawn.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
 /// A result that is held is tried again this often, and named in the log this often.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 const SAY_AGAIN: Duration = Duration::from_secs(60);
-/// A track that has made no step forward on its worker for this long is stuck, and results that are not committed for this
-/// long wait for something: both are said by `/health/ready`.
-const STUCK_AFTER: Duration = Duration::from_secs(10);
-
 /// Why `run` ended with an error.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -92,6 +90,8 @@ pub enum RunError {
     Transactions(#[from] TransactionsError),
     #[error("the consumer cannot go on: {0}")]
     Consumer(KafkaError),
+    #[error("the right to read as a member of group {group} was withdrawn")]
+    Expelled { group: String },
     #[error(
         "topic {input} has {inputs} partitions and {output} has {outputs}: \
          blocks keep their partition, so give both topics as many"
@@ -121,7 +121,7 @@ impl RunError {
             Self::Transactions(TransactionsError::Fenced { .. })
             | Self::Partitions { .. }
             | Self::NoPosition { .. } => true,
-            Self::Consumer(error) => is_unsupported(error),
+            Self::Consumer(error) => is(error, &UNSUPPORTED) || is(error, &FORBIDDEN),
             _ => false,
         }
     }
@@ -138,22 +138,55 @@ impl From<NoQueue> for RunError {
 /// # Errors
 /// Kafka cannot be reached at the start, topics are missing or do not fit, or another process took this instance's place.
 pub fn run(config: &Config, engine: &Arc<Engine>, health: &Health, stop: &AtomicBool) -> Result<(), RunError> {
-    let protocol = config.kafka.group_protocol;
-    match run_as(protocol, config, engine, health, stop) {
-        Err(RunError::Consumer(error)) if protocol == GroupProtocol::Auto && is_unsupported(&error) => {
-            tracing::info!(
-                "the brokers do not have the group protocol \"consumer\" (Kafka 4.0 and later): \"classic\" it is"
-            );
-            run_as(GroupProtocol::Classic, config, engine, health, stop)
+    let mut protocol = config.kafka.group_protocol;
+    loop {
+        let ended = run_as(protocol, config, engine, health, stop);
+        health.ended();
+        match ended {
+            Err(RunError::Consumer(error)) if protocol == GroupProtocol::Auto && is(&error, &UNSUPPORTED) => {
+                tracing::info!(
+                    "the brokers do not have the group protocol \"consumer\" (Kafka 4.0 and later): \"classic\" it is"
+                );
+                protocol = GroupProtocol::Classic;
+            }
+            Err(RunError::Expelled { .. }) => wait_to_be_admitted(config, health, stop),
+            ended => return ended,
         }
-        ended => ended,
+        if stop.load(Ordering::Relaxed) {
+            return Ok(());
+        }
     }
 }
 
-/// Whether the brokers do not know the protocol.
-fn is_unsupported(error: &KafkaError) -> bool {
-    use rdkafka::error::RDKafkaErrorCode::{UnsupportedFeature, UnsupportedVersion};
-    matches!(error.rdkafka_error_code(), Some(UnsupportedVersion | UnsupportedFeature))
+/// The brokers do not know the group's protocol.
+const UNSUPPORTED: [RDKafkaErrorCode; 2] = [RDKafkaErrorCode::UnsupportedVersion, RDKafkaErrorCode::UnsupportedFeature];
+/// We may not read as a member of the group.
+const FORBIDDEN: [RDKafkaErrorCode; 1] = [RDKafkaErrorCode::GroupAuthorizationFailed];
+
+fn is(error: &KafkaError, codes: &[RDKafkaErrorCode]) -> bool {
+    error.rdkafka_error_code().is_some_and(|code| codes.contains(&code))
+}
+
+/// Waits until the right is back to read as a member of the group, which was there before.
+fn wait_to_be_admitted(config: &Config, health: &Health, stop: &AtomicBool) {
+    let admits = || Cluster::connect(&config.kafka)?.admits(&config.kafka.group_id);
+    let mut asked: Option<Instant> = None;
+    while !stop.load(Ordering::Relaxed) {
+        if asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) {
+            std::thread::sleep(TICK);
+            continue;
+        }
+        match admits() {
+            Ok(()) => return,
+            Err(error) => {
+                if asked.is_none() {
+                    tracing::error!("the process left the group, and waits until it may join it again: {error}");
+                }
+                health.report(vec![Check::new("group", false, || error.to_string())]);
+            }
+        }
+        asked = Some(Instant::now());
+    }
 }
 
 fn run_as(
@@ -171,6 +204,7 @@ fn run_as(
         delivery: config.runtime.delivery,
         transactional_id: config.transactional_id(),
         commit_interval: config.runtime.commit_interval,
+        topics: [config.output_topic().to_owned(), config.topics.rejected.clone()],
     })
     .map_err(|error| match error {
         TransactionsError::Client(ClientError::Unreachable { source, .. }) | TransactionsError::Fatal(source) => {
@@ -222,6 +256,11 @@ fn run_as(
     let asking = std::thread::Builder::new()
         .name("whereabouts".to_owned())
         .spawn(move || whereabouts.answer(&asked, &answer))?;
+    let (watching, until) = bounded::<()>(0);
+    let watched = {
+        let (consumer, kafka, topic) = (Arc::clone(&consumer), config.kafka.clone(), topic.to_owned());
+        std::thread::Builder::new().name("watch".to_owned()).spawn(move || watch(&consumer, &kafka, &topic, &until))?
+    };
     let originals = Originals::start(&config.kafka)?;
     let reads = config.runtime.stages.reads().map(|kind| {
         let (engine, routes) = (Arc::clone(engine), Arc::clone(&routes));
@@ -240,13 +279,21 @@ fn run_as(
         intake: Intake { engine: Arc::clone(engine), routes, reads, originals, reports: reports_in, reread: reread_in },
         outbox,
         news: News { reports, reread, woken },
-        times: Times { stopping: None, pulse: Instant::now(), turn: Instant::now(), more: false, unread: None },
+        times: Times {
+            stopping: None,
+            pulse: Instant::now(),
+            turn: Instant::now(),
+            more: false,
+            stuck: None,
+            void: String::new(),
+        },
     };
     let result = work.work(stop);
     work.leave();
     drop(work);
-    // It holds the consumer, and ends with the questions.
-    let _ = asking.join();
+    drop(watching);
+    // Both hold the consumer: they end with the questions, and with who watches.
+    let _ = (asking.join(), watched.join());
     drop(consumer);
     tracing::info!("left the group");
     result
@@ -310,8 +357,10 @@ struct Times {
     turn: Instant,
     /// Records wait that the last turn left.
     more: bool,
-    /// When and why the input could last not be read.
-    unread: Option<(Instant, String)>,
+    /// When the log last named a worker that is stuck.
+    stuck: Option<Instant>,
+    /// Why the last transaction was aborted.
+    void: String,
 }
 
 /// The record of a refused result, read again for its reject.
@@ -401,8 +450,16 @@ impl Loop<'_> {
         }
     }
 
+    /// What it means that the consumer cannot go on.
+    fn end(&self, error: KafkaError) -> RunError {
+        match self.partitions.were_assigned() && is(&error, &FORBIDDEN) {
+            true => RunError::Expelled { group: self.config.kafka.group_id.clone() },
+            false => RunError::Consumer(error),
+        }
+    }
+
     fn take_changes(&mut self) -> Result<(), RunError> {
-        self.input.serve(|error| kafka::log_error(error, "the consumer goes on")).map_err(RunError::Consumer)?;
+        self.input.serve(|error| kafka::log_error(error, "the consumer goes on")).map_err(|error| self.end(error))?;
         while let Some(change) = self.input.next_change() {
             match change {
                 Change::Assigned(partitions) => {
@@ -475,7 +532,7 @@ impl Loop<'_> {
                     Some(Ok(record)) => self.take_record(record),
                     Some(Err(KafkaError::PartitionEOF(_))) => {}
                     Some(Err(error)) if is_elsewhere(&error) => self.partitions.ask_again(partition),
-                    Some(Err(error)) => self.trouble(&error),
+                    Some(Err(error)) => kafka::log_error(&error, "the consumer goes on"),
                     None => break,
                 }
                 self.balance_one(partition);
@@ -525,10 +582,11 @@ impl Loop<'_> {
                 outputs.into_iter().for_each(add);
                 shard.ledger.complete(offset);
             }
-            Event::Cancelled if !shard.is_draining() && shard.lease.is_valid() => {
-                return Err(RunError::Dropped { topic: self.at.topic.clone(), partition, offset });
-            }
-            Event::Cancelled => shard.ledger.cancel(offset),
+            Event::Cancelled => shard.cancel(offset).map_err(|Dropped| RunError::Dropped {
+                topic: self.at.topic.clone(),
+                partition,
+                offset,
+            })?,
         }
         Ok(())
     }
@@ -609,6 +667,7 @@ impl Loop<'_> {
             }
             End::Aborted { reason, .. } => {
                 metrics::aborted(&reason);
+                self.times.void = reason;
                 self.partitions.shards.values_mut().for_each(|shard| shard.ledger.rewind());
                 refused.into_iter().for_each(|refused| self.step_down(refused));
             }
@@ -674,21 +733,6 @@ impl Loop<'_> {
         }
     }
 
-    /// The consumer cannot read something for now.
-    fn trouble(&mut self, error: &KafkaError) {
-        kafka::log_error(error, "the consumer goes on");
-        use RDKafkaErrorCode::{
-            GroupAuthorizationFailed, TopicAuthorizationFailed, UnknownTopic, UnknownTopicOrPartition,
-        };
-        let code = error.rdkafka_error_code();
-        if let Some(
-            code @ (TopicAuthorizationFailed | UnknownTopic | UnknownTopicOrPartition | GroupAuthorizationFailed),
-        ) = code
-        {
-            self.times.unread = Some((Instant::now(), format!("topic {} cannot be read: {code}", self.at.topic)));
-        }
-    }
-
     fn finish_drains(&mut self) {
         for partition in self.partitions.finish_drains(&mut self.input) {
             self.outbox.unreserve(partition);
@@ -720,59 +764,17 @@ impl Loop<'_> {
     fn pulse(&mut self) {
         self.times.pulse = Instant::now();
         let seen = self.input.consumer().context().seen().clone();
-        let shards = &mut self.partitions.shards;
-        for (partition, shard) in &mut *shards {
-            if let Some(ends) = seen.ends.get(partition) {
-                shard.gauges.ends_at(ends.log);
-                // Behind the last record there may be markers of its producer's transactions, which nobody reads.
-                if let Some(read) = ends.read.filter(|read| *read > shard.gauges.committed_at()) {
-                    shard.ledger.note_end(read);
-                }
-                if let Some(waits) = shard.upstream.watch(*ends, shard.gauges.committed_at(), self.times.pulse) {
-                    tracing::warn!(
-                        partition,
-                        offset = ends.stable,
-                        "the partition has waited for {} s for an open transaction of its producer: what is behind this \
-                         offset can be read once the transaction ends",
-                        waits.as_secs()
-                    );
-                }
-            }
-            shard.gauges.refresh();
-        }
-        metrics::shards(shards.len(), shards.values().filter(|shard| shard.full).count());
-        let held: Vec<String> = shards
-            .iter()
-            .filter_map(|(partition, shard)| match &shard.stop {
-                Some(Stop::Held { place, reason, .. }) => {
-                    Some(format!("partition {partition} at offset {}: {reason}", place.offset))
-                }
-                _ => None,
-            })
-            .collect();
-        metrics::held(held.len());
-
-        let works = shards.values().any(|shard| matches!(shard.phase, partitions::shard::Phase::Consuming { .. }));
-        let is_spare = seen.member_since.is_some_and(|since| since.elapsed() >= SPARE_AFTER);
-        let waits = self.outbox.busy_since().map(|since| since.elapsed()).filter(|_| self.outbox.aborts() > 1);
-        let late = self.outbox.busy_since().map(|since| since.elapsed());
-        let late = late.filter(|busy| *busy >= STUCK_AFTER.max(self.outbox.granted()));
-        let stuck = self.intake.engine.stuck(STUCK_AFTER).into_iter();
-        let stuck = stuck.map(|at| format!("{} in {} for {} s", at.id, at.stage, at.still.as_secs()));
-        let stuck: Vec<String> = stuck.collect();
-        for stuck in &stuck {
-            tracing::warn!("a worker makes no progress: {stuck}");
-        }
-        self.health.report(vec![
-            Check::new("running", self.times.stopping.is_none(), || "the process is stopping".to_owned()),
-            Check::new("connected", seen.connected != Some(false), || "no broker is connected".to_owned()),
-            Check::new("partitions", works || is_spare, || "no partition is assigned yet".to_owned()),
-            Check::new("commits", waits.or(late).is_none(), || {
-                format!("{} transactions in a row were aborted, or one takes long", self.outbox.aborts())
-            }),
-            Check::new("held", held.is_empty(), || held.join("; ")),
-            Check::new("workers", stuck.is_empty(), || stuck.join("; ")),
-        ]);
+        let commits = Commits {
+            aborts: self.outbox.aborts(),
+            reason: self.times.void.clone(),
+            busy: self.outbox.busy_since().map(|since| since.elapsed()),
+            granted: self.outbox.granted(),
+        };
+        pulse::gauges(&mut self.partitions.shards, &seen);
+        let mut checks = pulse::checks(&mut self.partitions.shards, &seen, &commits);
+        checks.push(pulse::workers(&self.intake.engine, &mut self.times.stuck));
+        checks.push(Check::new("running", self.times.stopping.is_none(), || "the process is stopping".to_owned()));
+        self.health.report(checks);
     }
 }
 

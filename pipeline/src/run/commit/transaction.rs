@@ -7,7 +7,7 @@ use std::{
 };
 
 use rdkafka::{
-    ClientContext,
+    ClientContext, Message,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, ConsumerGroupMetadata, DefaultConsumerContext},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
@@ -122,6 +122,8 @@ pub struct Settings {
     pub delivery: Delivery,
     pub transactional_id: String,
     pub commit_interval: Duration,
+    /// Topics of results.
+    pub topics: [String; 2],
 }
 
 /// Makes producers and ends their transactions.
@@ -224,7 +226,14 @@ impl Transactions {
         call: &Watchdog,
     ) -> Result<KafkaResult<Identity>, Lost> {
         // What is asked below would wait behind what is being sent.
-        await_deliveries(producer);
+        if !await_deliveries(producer) && self.exactly_once() {
+            // librdkafka goes on asking for a topic that is not there, and nothing of the transaction is sent meanwhile.
+            let missing = self.missing(producer);
+            if !missing.is_empty() {
+                producer.context().note_missing(missing);
+                return Ok(Err(KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopicOrPartition)));
+            }
+        }
         if let Err(error) = persist(call, || producer.flush(STEP))? {
             return Ok(Err(error));
         }
@@ -256,6 +265,16 @@ impl Transactions {
             Err(error) => Err(error),
         };
         Ok(committed.map(|()| Identity::Same))
+    }
+
+    /// Topics of results that are not there. Without an answer it is none.
+    fn missing(&self, producer: &ResultProducer) -> Vec<String> {
+        use RDKafkaErrorCode::{UnknownTopic, UnknownTopicOrPartition};
+        let names = self.settings.topics.each_ref().map(String::as_str);
+        let found = kafka::topics(producer.client(), &names, STEP).unwrap_or_default();
+        let found = self.settings.topics.iter().zip(found);
+        let missing = found.filter(|(_, topic)| matches!(topic, Err(UnknownTopic | UnknownTopicOrPartition)));
+        missing.map(|(name, _)| name.clone()).collect()
     }
 
     /// A new producer in place of one that cannot go on, for example after brokers were gone for longer than a
@@ -363,11 +382,13 @@ fn is_fence(code: Option<RDKafkaErrorCode>) -> bool {
 }
 
 /// Waits for what was sent, as rdkafka does before a commit, but not 100 ms at a time.
-fn await_deliveries(producer: &ResultProducer) {
+/// Returns whether all of it has arrived.
+fn await_deliveries(producer: &ResultProducer) -> bool {
     let until = Instant::now() + STEP;
     while producer.in_flight_count() > 0 && Instant::now() < until {
         std::thread::sleep(LOOK_AGAIN);
     }
+    producer.in_flight_count() == 0
 }
 
 /// Calls until it is done or fails for another reason than time.
@@ -423,6 +444,8 @@ struct Failures {
     first: Option<KafkaError>,
     /// Records that were refused for good, by their number in the transaction.
     refused: Vec<(usize, RDKafkaErrorCode)>,
+    /// Topics that are not there, whatever librdkafka says of what was sent to them.
+    missing: Vec<String>,
 }
 
 impl Deliveries {
@@ -437,6 +460,10 @@ impl Deliveries {
     /// Those records that were refused since the last call, each by its number, and why.
     pub fn take_refused(&self) -> Vec<(usize, RDKafkaErrorCode)> {
         std::mem::take(&mut *self.failures()).refused
+    }
+
+    fn note_missing(&self, topics: Vec<String>) {
+        self.failures().missing = topics;
     }
 
     /// Notes that the record with this number in the transaction was not delivered.
@@ -489,8 +516,14 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
-        if let Err((error, _)) = result {
-            self.note_failure(error, number);
+        let Err((error, record)) = result else { return };
+        let is_missing = self.failures().missing.iter().any(|topic| topic == record.topic());
+        match is_missing {
+            true => {
+                let unknown = KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopicOrPartition);
+                self.note_failure(&unknown, number);
+            }
+            false => self.note_failure(error, number),
         }
     }
 }

@@ -62,6 +62,11 @@ impl Partitions {
         &self.answers
     }
 
+    /// Whether the group has ever given this process partitions.
+    pub fn were_assigned(&self) -> bool {
+        self.count > 0
+    }
+
     /// New partitions. It is asked where the group is, unless the process is `stopping`: nothing is read before that is
     /// known.
     ///
