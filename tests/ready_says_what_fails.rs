@@ -89,20 +89,41 @@ fn assert_all_end(topics: &Topics, count: usize) {
     assert_eq!(verdict.records, count);
 }
 
-#[test]
-fn a_lost_broker_is_named_until_it_is_back() {
+/// Is done when it is dropped.
+struct Finally<F: Fn()>(F);
+
+impl<F: Fn()> Drop for Finally<F> {
+    fn drop(&mut self) {
+        self.0();
+    }
+}
+
+/// Takes the broker away and gives it back.
+fn assert_named_until_back(take: impl Fn(&Cluster), give_back: impl Fn(&Cluster)) {
     let _alone = BROKER.write().unwrap_or_else(PoisonError::into_inner);
     let cluster = cluster();
     let topics = Topics::new(PARTITIONS);
     let running = Run::new(&topics).model(&models::tiny()).ready();
     publish(&topics.audio, &[good(0, "before"), good(1, "before")]);
-    cluster.kill(1);
+    // The other tests need it whatever becomes of this one.
+    let given_back = Finally(|| give_back(cluster));
+    take(cluster);
     fails(&running, "connected", &["no broker"]);
-    cluster.restart(1);
+    drop(given_back);
     heals(&running);
     publish(&topics.audio, &[good(0, "after"), good(1, "after")]);
     assert_all_end(&topics, 4);
     running.stop();
+}
+
+#[test]
+fn a_broker_that_is_killed_is_named_until_it_is_back() {
+    assert_named_until_back(|cluster| cluster.kill(1), |cluster| cluster.restart(1));
+}
+
+#[test]
+fn a_broker_that_says_nothing_is_named_until_it_speaks() {
+    assert_named_until_back(|cluster| cluster.freeze(1), |cluster| cluster.thaw(1));
 }
 
 #[test]

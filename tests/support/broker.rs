@@ -9,6 +9,10 @@ use std::{
 };
 
 use clap::ValueEnum;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
     admin::{
@@ -222,6 +226,22 @@ impl Cluster {
     /// Starts a broker again, and waits until it serves.
     pub fn restart(&self, broker: u32) {
         self.one("start", broker);
+    }
+
+    /// Stops a broker in its tracks, its connections open, until it is [thawed](Self::thaw).
+    pub fn freeze(&self, broker: u32) {
+        self.signal(broker, Signal::SIGSTOP);
+    }
+
+    pub fn thaw(&self, broker: u32) {
+        self.signal(broker, Signal::SIGCONT);
+    }
+
+    fn signal(&self, broker: u32, signal: Signal) {
+        let file = self.data.join(format!("broker-{broker}/pid"));
+        let pid = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let pid = Pid::from_raw(pid.trim().parse().expect("a process id"));
+        kill(pid, signal).unwrap_or_else(|e| panic!("broker {broker}: {signal}: {e}"));
     }
 
     fn one(&self, what: &str, broker: u32) {
