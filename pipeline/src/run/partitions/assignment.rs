@@ -13,7 +13,7 @@ use super::{
     input::Input,
     ledger::{Position, Tally},
     shard::{Phase, Shard},
-    whereabouts::{Answer, Question, Start},
+    whereabouts::{Answer, Question, Start, UNASKED},
 };
 use crate::telemetry::metrics;
 
@@ -131,7 +131,7 @@ impl Partitions {
             match old.phase {
                 Phase::Draining { .. } => shard.drain(now),
                 // An answer that is on the way may be one of the old topic.
-                Phase::Consuming { .. } | Phase::Asking { .. } => again.push(partition),
+                Phase::Consuming { .. } | Phase::Asking { .. } | Phase::Missing => again.push(partition),
             }
         }
         self.moved.clear();
@@ -147,7 +147,9 @@ impl Partitions {
     pub fn start(&mut self, input: &mut Input, answer: Answer) -> Result<(), NoPosition> {
         let at = self.assigned.iter().position(|(id, _)| *id == answer.id);
         let assigned = at.and_then(|at| self.assigned.remove(at));
-        let mut from = TopicPartitionList::new();
+        // The group wants to hear of all that it assigned, of those as well that have no start.
+        let from = assigned.as_ref().map(|(_, partitions)| partitions.clone()).unwrap_or_default();
+        self.note_missing(&answer);
         for Start { partition, from: position, first, end, deleted } in answer.starts {
             let Some(shard) = self.shards.get_mut(&partition) else { continue };
             // Partitions that were lost or given back meanwhile are not asked for any more.
@@ -165,7 +167,9 @@ impl Partitions {
                 (None, Some(position)) => (position, deleted),
                 (None, None) => return Err(NoPosition(partition)),
             };
-            if let Err(error) = from.add_partition_offset(input.topic(), partition, Offset::Offset(position.offset)) {
+            if let Some(mut element) = from.find_partition(input.topic(), partition)
+                && let Err(error) = element.set_offset(Offset::Offset(position.offset))
+            {
                 tracing::error!("partition {partition}: {error}");
             }
             tracing::debug!(partition, ?position, "taken up");
@@ -186,6 +190,26 @@ impl Partitions {
         }
         self.move_on(input);
         Ok(())
+    }
+
+    /// Partitions that were asked for and that the topic does not have. They are asked for again with the next answer to
+    /// no question.
+    fn note_missing(&mut self, answer: &Answer) {
+        let mut again = Vec::new();
+        for (&partition, shard) in &mut self.shards {
+            match shard.phase {
+                Phase::Asking { question } if question == answer.id => {
+                    if !answer.starts.iter().any(|start| start.partition == partition) {
+                        shard.phase = Phase::Missing;
+                    }
+                }
+                Phase::Missing if answer.id == UNASKED => again.push(partition),
+                _ => {}
+            }
+        }
+        if !again.is_empty() {
+            self.ask(again);
+        }
     }
 
     /// Reads partitions from elsewhere that are to be. Not while the group waits for an answer to a rebalance: it would take

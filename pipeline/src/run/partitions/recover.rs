@@ -180,6 +180,8 @@ pub fn client(kafka: &crate::config::Kafka) -> ClientConfig {
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "earliest")
         .set("enable.partition.eof", "true")
+        // The end of each partition is waited for, and the next one for that.
+        .set("fetch.wait.max.ms", "10")
         .set("receive.message.max.bytes", kafka::MAX_RESPONSE_BYTES);
     kafka::with_properties(client, kafka)
 }

@@ -34,6 +34,8 @@ pub struct Shard {
 pub enum Phase {
     /// It is asked where to read from: nothing is read before the answer to this question.
     Asking { question: u64 },
+    /// The topic does not have the partition: it is asked again before long, or the group takes it back.
+    Missing,
     /// Records are read, from here on.
     Consuming { from: Position },
     /// No record is begun any more; those that are may finish until then.
@@ -73,7 +75,7 @@ impl Shard {
         self.lease.wind_down();
         let until = match self.phase {
             Phase::Draining { until } => until.min(deadline),
-            Phase::Asking { .. } | Phase::Consuming { .. } => deadline,
+            Phase::Asking { .. } | Phase::Missing | Phase::Consuming { .. } => deadline,
         };
         self.phase = Phase::Draining { until };
     }

@@ -21,6 +21,8 @@ use crate::{config::MissingOffsets, kafka};
 /// Topics are looked at this often, asked or not: one that was made again, or that has more partitions, may give no other
 /// sign.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// The number of an answer to no question.
+pub const UNASKED: u64 = 0;
 
 /// Partitions that were assigned together, or that are to be taken up anew.
 pub struct Question {
@@ -36,6 +38,7 @@ pub struct Answer {
     pub topic_id: Arc<str>,
     /// `None` if one of the topics is not there now.
     pub counts: Option<Counts>,
+    /// Without those partitions that the topic does not have.
     pub starts: Vec<Start>,
 }
 
@@ -78,7 +81,7 @@ impl Whereabouts {
         loop {
             let Question { id, partitions } = match questions.recv_timeout(LOOK_AGAIN) {
                 Ok(question) => question,
-                Err(RecvTimeoutError::Timeout) => Question { id: 0, partitions: Vec::new() },
+                Err(RecvTimeoutError::Timeout) => Question { id: UNASKED, partitions: Vec::new() },
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let answer = loop {
@@ -86,7 +89,7 @@ impl Whereabouts {
                     Ok(answer) => break Some(answer),
                     Err(error) => tracing::debug!("it is not known yet where the group is: {error}"),
                 }
-                if partitions.is_empty() {
+                if id == UNASKED {
                     break None;
                 }
                 if self.consumer.context().is_closing() {
@@ -113,14 +116,17 @@ impl Whereabouts {
             _ => None,
         };
         let input = found.first().cloned().unwrap_or(Err(RDKafkaErrorCode::UnknownTopic));
-        self.at.id = input.map_err(KafkaError::MetadataFetch)?.id.into();
+        let input = input.map_err(KafkaError::MetadataFetch)?;
+        self.at.id = input.id.into();
+        let there = |partition: &i32| usize::try_from(*partition).is_ok_and(|number| number < input.partitions.len());
+        let partitions: Vec<i32> = partitions.iter().copied().filter(there).collect();
 
         if partitions.is_empty() {
             return Ok(Answer { id, topic_id: Arc::clone(&self.at.id), counts, starts: Vec::new() });
         }
         let committed = positions::committed(&*self.consumer, &self.at, partitions.iter().copied())?;
-        let firsts = self.ends(partitions, Offset::Beginning)?;
-        let ends = self.ends(partitions, Offset::End)?;
+        let firsts = self.ends(&partitions, Offset::Beginning)?;
+        let ends = self.ends(&partitions, Offset::End)?;
         let missing: Vec<i32> =
             partitions.iter().copied().filter(|partition| !committed.contains_key(partition)).collect();
         let recovered = match self.missing {
