@@ -1,4 +1,5 @@
-//! Build script of every crate that links libtorch: lets its programs and tests find the library without `LD_LIBRARY_PATH`.
+//! Build script of every crate that links libtorch: lets its programs and tests find the library without
+//! `LD_LIBRARY_PATH`.
 
 use std::{env, path::Path};
 

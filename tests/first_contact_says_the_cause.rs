@@ -1,5 +1,5 @@
-//! Whatever is wrong between the program and its brokers is said at once, with what to change; `tonearm doctor` finds it
-//! before a run does.
+//! Whatever is wrong between the program and its brokers is said at once, with what to change; `tonearm doctor` finds
+//! it before a run does.
 
 use std::{
     collections::BTreeMap,
@@ -43,8 +43,12 @@ fn unmade() -> Topics {
     Topics::unmade()
 }
 
-/// The configuration for `cluster` as the user without rights, with other properties; those without a value are left out.
-fn config(address: &str, cluster: &Cluster, changes: &[(&str, Option<&str>)]) -> NamedTempFile {
+/// Properties to set, or to leave out.
+type Changes<'a> = &'a [(&'a str, Option<&'a str>)];
+
+/// The configuration for `cluster` as the user without rights, with other properties; those without a value are left
+/// out.
+fn config(address: &str, cluster: &Cluster, changes: Changes<'_>) -> NamedTempFile {
     let mut properties: BTreeMap<String, String> = cluster.properties("tonearm").into_iter().skip(1).collect();
     for (name, value) in changes {
         match value {
@@ -57,7 +61,7 @@ fn config(address: &str, cluster: &Cluster, changes: &[(&str, Option<&str>)]) ->
 }
 
 #[track_caller]
-fn assert_refused(address: &str, changes: &[(&str, Option<&str>)], command: &[&str], fragments: &[&str]) {
+fn assert_refused(address: &str, changes: Changes<'_>, command: &[&str], fragments: &[&str]) {
     let config = config(address, cluster(), changes);
     let begun = Instant::now();
     let answer = tonearm(&[command, &["--log", "error", "--config", text(config.path())]].concat());
@@ -73,7 +77,7 @@ fn password() -> String {
     properties["sasl.password"].clone()
 }
 
-// --- connections -------------------------------------------------------------------------------------------------------
+// --- connections -----------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_wrong_password_is_named_by_every_command() {
@@ -94,7 +98,7 @@ fn a_wrong_password_is_named_by_every_command() {
 fn what_the_brokers_listener_expects_is_named() {
     let (secure, plain) = (cluster().clients.as_str(), brokers());
     let protocol = |value| ("security.protocol", Some(value));
-    let cases: [(&str, &[(&str, Option<&str>)], &[&str]); 7] = [
+    let cases: [(&str, Changes<'_>, &[&str]); 7] = [
         (secure, &[("security.protocol", None)], &["expects TLS", "security.protocol"]),
         (secure, &[protocol("sasl_plaintext")], &["expects TLS", "security.protocol"]),
         (secure, &[protocol("ssl")], &["expects a login", "sasl_ssl"]),
@@ -172,7 +176,7 @@ fn forward(client: TcpStream) {
     }
 }
 
-// --- rights ------------------------------------------------------------------------------------------------------------
+// --- rights ----------------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_missing_right_is_named_with_its_topic() {
@@ -215,7 +219,7 @@ fn doctor_names_the_rights_that_a_run_needs() {
     found.assert_has("ok", &format!("group {}", topics.group), &["can be joined"]);
 }
 
-// --- doctor and topics -------------------------------------------------------------------------------------------------
+// --- doctor and topics -----------------------------------------------------------------------------------------------
 
 /// What `doctor --json` said.
 struct Findings {

@@ -126,3 +126,31 @@ fn results_that_cannot_be_written_are_held_within_the_limit_until_they_can() {
     assert_eq!(read_all(&topics.predictions).len(), RECORDS / 2);
     assert_eq!(read_all(&topics.rejected).len(), RECORDS / 2);
 }
+
+#[test]
+fn many_partitions_of_large_records_are_worked_off_within_the_limit() {
+    const MANY: i32 = 200;
+    const LIMIT_MIB: u64 = 32;
+    // 1.4 MB each, which is 270 MiB together: read ahead of every partition, that would be eight times the limit.
+    let record = wav(220.0, 0.46, 192_000, 8);
+    let each = record.len() as u64;
+    let topics = Topics::new(MANY);
+    let running = run(&topics).set("runtime.in_flight_mib", LIMIT_MIB).ready();
+    let reader = Reader::new(&[&topics.predictions]);
+    publish(&topics.audio, &[Input::new(0, "warm-up", record.clone()), Input::new(1, "warm-up", record.clone())]);
+    reader.take(2);
+    let before = running.memory("VmHWM");
+    running.stop();
+
+    let inputs: Vec<Input> = (0..MANY).map(|partition| Input::new(partition, "track", record.clone())).collect();
+    publish(&topics.audio, &inputs);
+    let running = run(&topics).set("runtime.in_flight_mib", LIMIT_MIB).start();
+    reader.take(inputs.len());
+    let grown = running.memory("VmHWM").saturating_sub(before);
+    // Partitions are opened before it is known how large their records are, and one fetch may be under way for as many as are
+    // closed: half of the limit again, a fetch of 16 MiB, and an allocator's gaps.
+    let allowed = LIMIT_MIB * MIB * 3 / 2 + 16 * MIB + 24 * MIB;
+    println!("{} MiB more for {} MiB", grown / MIB, each * MANY as u64 / MIB);
+    assert!(grown <= allowed, "grown by {} MiB, allowed are {}", grown / MIB, allowed / MIB);
+    running.stop();
+}

@@ -62,7 +62,7 @@ fn many(count: usize) -> tempfile::TempDir {
     folder
 }
 
-// --- publish -----------------------------------------------------------------------------------------------------------
+// --- publish ---------------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_file_that_the_topic_does_not_take_is_named_at_once_and_the_others_are_published() {
@@ -167,7 +167,7 @@ fn a_file_that_is_no_journal_is_refused_and_left_alone() {
     assert_eq!(fs::read(&track).expect("a file"), before);
 }
 
-// --- tail --------------------------------------------------------------------------------------------------------------
+// --- tail ------------------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_terminal_obeys_nothing_of_what_tail_shows() {

@@ -68,8 +68,8 @@ fn end_again_and_again(end: impl Fn(Running)) {
         while came <= target && came < RECORDS - 20 * (KILLS - kill) {
             came += reader.take(1).len();
         }
-        // A signal before that finds no program yet that would hear it.
-        wait("its port", || running.get("/health/live"));
+        // A signal before its first line finds no program yet that would hear it.
+        wait("its log", || (!running.log().is_empty()).then_some(()));
         std::thread::sleep(Duration::from_millis(chance.below(250)));
         end(running);
     }

@@ -94,6 +94,24 @@ fn a_record_that_is_not_done_in_time_is_left_to_the_next_run() {
 }
 
 #[test]
+fn a_worker_that_is_stuck_outlives_no_deadline() {
+    const DRAIN: Duration = Duration::from_secs(1);
+    // For the last commit, and for leaving the group.
+    const GRACE: Duration = Duration::from_secs(4);
+    let topics = Topics::new(1);
+    let model = models::stuck_by_sound(Duration::from_secs(300));
+    let run = Run::new(&topics).model(&model).set("runtime.workers", 1);
+    let mut running = run.set("runtime.drain_timeout_ms", DRAIN.as_millis()).ready();
+    publish(&topics.audio, &[Input::new(0, "stuck", wav(110.0, 0.5, 8_000, 1))]);
+    wait("the record in flight", || (running.metrics().sum("tonearm_in_flight_bytes") > 0.0).then_some(()));
+    running.signal(Signal::SIGTERM);
+    let asked = Instant::now();
+    running.wait_within(DRAIN + GRACE);
+    println!("stopped after {:?}", asked.elapsed());
+    assert_eq!(committed(&topics.group, &topics.audio, 1), [None]);
+}
+
+#[test]
 fn a_second_signal_stops_at_once() {
     let topics = Topics::new(1);
     let mut running = start_on_long_record(&topics, 240_000);

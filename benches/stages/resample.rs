@@ -1,4 +1,5 @@
-//! Mono PCM at one rate → mono PCM at another: 2,646,000 samples, which are a minute at 44.1 kHz, for each pair of rates.
+//! Mono PCM at one rate → mono PCM at another: 2,646,000 samples, which are a minute at 44.1 kHz, for each pair of
+//! rates.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tonearm_benches::{RATES_HZ, pcm, resample};

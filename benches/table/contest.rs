@@ -1,4 +1,5 @@
-//! Contenders do the same work in turn, A B C, A B C, …, so that whatever else the machine does meets all of them alike.
+//! Contenders do the same work in turn, A B C, A B C, …, so that whatever else the machine does meets all of them
+//! alike.
 
 use serde::Serialize;
 use tonearm_benches::clock::Time;

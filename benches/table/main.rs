@@ -1,9 +1,11 @@
-//! Everything that is measured, in one table: each stage on one thread, the whole of it through a real Kafka, memory, start-up, latency.
+//! Everything that is measured, in one table: each stage on one thread, the whole of it through a real Kafka, memory,
+//! start-up, latency.
 //!
 //!     cargo bench -p tonearm-benches --bench table -- [--peers] [--keep] [--rounds N] [SECTION…]
 //!
-//! `--peers` sets up the peers and measures them in turn with ours: A B C, A B C, …. `--keep` writes the table and the raw figures into
-//! `benches/runs/DATE-MACHINE/`. Sections: decode, resample, log-mel, forward, pipeline, memory, latency.
+//! `--peers` sets up the peers and measures them in turn with ours: A B C, A B C, …. `--keep` writes the table and the
+//! raw figures into `benches/runs/DATE-MACHINE/`. Sections: decode, resample, log-mel, forward, pipeline, memory,
+//! latency.
 
 mod claim;
 mod contest;

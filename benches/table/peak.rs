@@ -11,7 +11,8 @@ use std::{
 
 use tonearm_benches::clock::time;
 
-/// Sums that do not wait for each other: two units with results after 4 cycles keep 8 busy, and with more than 12 the compiler moves registers about.
+/// Sums that do not wait for each other: two units with results after 4 cycles keep 8 busy, and with more than 12 the
+/// compiler moves registers about.
 const SUMS: usize = 12;
 const STEPS: usize = 1 << 22;
 /// Values in a register.

@@ -80,7 +80,8 @@ impl Drop for Peer {
     }
 }
 
-/// ffmpeg's program, which decodes on one thread to PCM that is thrown away, without the time it takes to start and open the file.
+/// ffmpeg's program, which decodes on one thread to PCM that is thrown away, without the time it takes to start and
+/// open the file.
 pub struct Ffmpeg {
     file: PathBuf,
     /// PCM as the decoder gives it, so that nothing but planes are interleaved.

@@ -1,5 +1,5 @@
-//! What a stage could not be faster than on one core of this machine: the arithmetic it needs at the core's measured peak, or the bytes it
-//! moves at the speed of a copy.
+//! What a stage could not be faster than on one core of this machine: the arithmetic it needs at the core's measured
+//! peak, or the bytes it moves at the speed of a copy.
 
 use std::hint::black_box;
 
@@ -30,7 +30,8 @@ impl Core {
     fn measure() -> Self {
         tch::set_num_threads(1);
         Self {
-            // A matrix product finds units that no stable instruction of Rust's reaches, AMX; a library's may also be slow.
+            // A matrix product finds units that no stable instruction of Rust's reaches, AMX; a library's may also be
+            // slow.
             float32_flop: product_flop(Kind::Float).max(peak::float32_flop()),
             bfloat16_flop: product_flop(Kind::BFloat16).max(peak::bfloat16_flop()),
             copied_bytes: copied_bytes(),
@@ -38,7 +39,8 @@ impl Core {
     }
 }
 
-/// Operations per second of libtorch's matrix product: the best of several sizes, as small ones pay for the call and large ones for memory.
+/// Operations per second of libtorch's matrix product: the best of several sizes, as small ones pay for the call and
+/// large ones for memory.
 fn product_flop(kind: Kind) -> f64 {
     let mut best = 0.0_f64;
     for size in [256, 512, 1024, 2048] {
@@ -109,7 +111,8 @@ fn transform_flop(n: f64) -> f64 {
     2.5 * n * n.log2()
 }
 
-/// Operations for a second of audio: a transform of each block at both rates, and one complex product by a real number per bin.
+/// Operations for a second of audio: a transform of each block at both rates, and one complex product by a real number
+/// per bin.
 fn overlap_save_flop(from_hz: f64, to_hz: f64) -> f64 {
     // As long as resample.rs's: blocks of 2048 samples of the lower rate, a tenth of them seen twice.
     let block = 2048.0 / f64::min(from_hz, to_hz);
@@ -127,6 +130,7 @@ fn log_mel_flop() -> f64 {
     N_FFT + transform_flop(N_FFT) + 3.0 * N_FFT / 2.0 + 4.0 * N_FFT / 2.0 + 15.0 * BANDS
 }
 
-// Operations of a window's convolutions and dense layers, two for each weight and place, as PyTorch's FlopCounterMode counts them.
+// Operations of a window's convolutions and dense layers, two for each weight and place, as PyTorch's FlopCounterMode
+// counts them.
 const MUSICNN_FLOP: f64 = 2_797_107_168.0;
 const VGG_FLOP: f64 = 1_770_161_152.0;

@@ -9,11 +9,11 @@ use std::{
 use semver::Version;
 use tonearm_schemas::manifest::{FILE_NAME, Manifest, ManifestError};
 
-/// A model by name, and by version where one is asked for: `musicnn-mtt` or `musicnn-mtt@1.0.0`.
+/// A model by name, and by version if one is asked for: `musicnn-mtt` or `musicnn-mtt@1.0.0`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelRef {
     pub name: String,
-    /// None: the highest version there is.
+    /// `None`: the highest version there is.
     pub version: Option<Version>,
 }
 
@@ -78,7 +78,7 @@ impl Model {
     }
 }
 
-/// Name and version of every model folder in `dir`, sorted; none where there is no such folder.
+/// Name and version of every model folder in `dir`, sorted; empty if there is no such folder.
 ///
 /// # Errors
 /// A folder cannot be read.

@@ -1,4 +1,5 @@
-//! Reads a sorted string table in LevelDB's format (leveldb/doc/table_format.md), uncompressed, as TensorFlow writes it.
+//! Reads a sorted string table in LevelDB's format (leveldb/doc/table_format.md), uncompressed, as TensorFlow writes
+//! it.
 //!
 //! The crates for this format take an empty key for the end of the table, and TensorFlow's first key is empty.
 

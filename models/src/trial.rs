@@ -10,7 +10,7 @@ const WINDOWS_OF_A_KIND: f64 = 2.0;
 /// Equal temperament: a semitone up.
 const SEMITONE: f32 = 1.059_463_1;
 
-/// Compares the two models' scores of the same windows; `None` where one of them fails.
+/// Compares the two models' scores of the same windows; `None` if one of them fails.
 pub fn compare(manifest: &Manifest, float32: &dyn Model, bfloat16: &dyn Model) -> Option<ReducedPrecision> {
     let mut found = ReducedPrecision { worst_difference: 0.0, windows: 0, fast_fir: Default::default() };
     for sound in sounds(manifest) {

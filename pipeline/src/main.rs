@@ -10,8 +10,8 @@ fn main() -> ExitCode {
     tonearm::cli::main()
 }
 
-/// Whether the CPU has what the compiler was allowed to use, see `.cargo/config.toml`. Asked of the CPU itself: the standard library
-/// takes for granted what the compiler does.
+/// Whether the CPU has what the compiler was allowed to use, see `.cargo/config.toml`. Asked of the CPU itself: the
+/// standard library takes for granted what the compiler does.
 fn cpu_suffices() -> bool {
     #[cfg(all(target_arch = "x86_64", target_feature = "avx"))]
     return raw_cpuid::CpuId::new().get_feature_info().is_some_and(|cpu| cpu.has_avx());

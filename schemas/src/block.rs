@@ -1,8 +1,8 @@
 //! Blocks: what travels between stages that run in different processes.
 //!
 //! A track becomes one block or more, in order, on one partition of `audio.pcm` or `audio.features`. The value is in
-//! safetensors' format, so `safetensors.numpy.load(value)` reads it; the headers say of which track it is and what the next
-//! stage needs to know. The track's last block says how it ended.
+//! safetensors' format, so `safetensors.numpy.load(value)` reads it; the headers say of which track it is and what the
+//! next stage needs to know. The track's last block says how it ended.
 
 use std::collections::BTreeMap;
 

@@ -93,9 +93,6 @@ pub mod header {
     pub const CLASS: &str = "__connect.errors.exception.class.name";
     /// One sentence for a person.
     pub const MESSAGE: &str = "__connect.errors.exception.message";
-    /// All of them.
-    pub const ALL: [&str; 6] = [TOPIC, PARTITION, OFFSET, STAGE, CLASS, MESSAGE];
-
     /// On a reject without its record's value: how many bytes that has, decimal.
     pub const VALUE_BYTES: &str = "tonearm.value.bytes";
     /// On a reject without its record's value: BLAKE3 of that, 64 hexadecimal digits.
@@ -104,6 +101,15 @@ pub mod header {
     pub const TIMESTAMP: &str = "tonearm.timestamp";
     /// On a reject that is not as its record came: why, and what was left out.
     pub const REDUCED: &str = "tonearm.reduced";
+
+    /// All of them.
+    pub const ALL: [&str; 10] =
+        [TOPIC, PARTITION, OFFSET, STAGE, CLASS, MESSAGE, VALUE_BYTES, VALUE_BLAKE3, TIMESTAMP, REDUCED];
+
+    /// Whether a header of this name is a reject's own: a record that has some was rejected before.
+    pub fn is_ours(name: &[u8]) -> bool {
+        ALL.iter().any(|ours| ours.as_bytes() == name)
+    }
 }
 
 /// Characters a message has at most.

@@ -1,7 +1,7 @@
 //! What is published of the types is what the types say: JSON Schemas and golden records.
 //!
-//! `make schemas` writes the schemas anew. A golden record that no longer reads is a break of the contract: readers have
-//! such records on disk.
+//! `make schemas` writes the schemas anew. A golden record that no longer reads is a break of the contract: readers
+//! have such records on disk.
 
 use std::{fs, path::PathBuf};
 

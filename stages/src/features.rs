@@ -36,11 +36,11 @@ impl Features {
         }
     }
 
-    /// Ends the track, and lets it go on in silence where the manifest fills its last window up.
+    /// Ends the track, and lets it go on in silence if the manifest fills its last window up.
     ///
-    /// True where the whole track was shorter than one window and was filled up. It is the PCM that is filled up, not the
-    /// frames: the first frame behind a track still sees its end, and where the manifest's offset is not 1 the
-    /// logarithm of silence is not 0.
+    /// Returns `true` if the whole track was shorter than one window and was filled up. It is the PCM that is filled
+    /// up, not the frames: the first frame behind a track still sees its end, and the logarithm of silence is not 0
+    /// unless the manifest's offset is 1.
     ///
     /// # Errors
     /// The track is shorter than the manifest accepts.

@@ -13,8 +13,8 @@ pub(crate) const LANES: usize = 8;
 
 /// `|DFT|²` of real frames under a window, [`LANES`] of them at a time.
 ///
-/// In double precision like librosa's: in single, the rounding of a loud bin reaches quiet ones, and the logarithm shows it.
-/// A sample that is not finite makes the whole spectra of its frames NaN or infinite, and no others.
+/// In double precision like librosa's: in single, the rounding of a loud bin reaches quiet ones, and the logarithm
+/// shows it. A sample that is not finite makes the whole spectra of its frames NaN or infinite, and no others.
 pub(crate) enum PowerSpectra {
     PowerOfTwo(SideBySide),
     Other(OneByOne),
@@ -30,7 +30,8 @@ impl PowerSpectra {
         }
     }
 
-    /// Writes the spectra of the first `count` frames of `samples`, at most [`LANES`], into their lanes of `powers: [n_fft / 2 + 1]`.
+    /// Writes the spectra of the first `count` frames of `samples`, at most [`LANES`], into their lanes of
+    /// `powers: [n_fft / 2 + 1]`.
     pub fn apply(&mut self, samples: &[f32], hop: usize, count: usize, powers: &mut [[f32; LANES]]) {
         match self {
             Self::PowerOfTwo(spectra) => spectra.apply(samples, hop, count, powers),
@@ -65,7 +66,7 @@ impl OneByOne {
             for ((to, sample), gain) in self.frame.iter_mut().zip(&samples[lane * hop..]).zip(&self.window) {
                 *to = f64::from(*sample) * gain;
             }
-            // Fails only where a length is wrong, and all lengths come from the transform.
+            // Fails only if a length is wrong, and all lengths come from the transform.
             let done = self.transform.process_with_scratch(&mut self.frame, &mut self.bins, &mut self.scratch);
             debug_assert!(done.is_ok());
             for (powers, bin) in powers.iter_mut().zip(&self.bins) {
@@ -77,9 +78,9 @@ impl OneByOne {
 
 /// For powers of two: each value of a transform is a register with that of every frame, so nothing is ever shuffled.
 ///
-/// The samples of a frame are taken as half as many complex ones, z(m) = x(2m) + i x(2m + 1), and transformed in place by
-/// decimation in frequency (Gentleman and Sande, "Fast Fourier Transforms for Fun and Profit", 1966), four parts at a time. With Z
-/// the transform, n its length and V(k) = −i exp(−πik / n):
+/// The samples of a frame are taken as half as many complex ones, z(m) = x(2m) + i x(2m + 1), and transformed in place
+/// by decimation in frequency (Gentleman and Sande, "Fast Fourier Transforms for Fun and Profit", 1966), four parts at
+/// a time. With Z the transform, n its length and V(k) = −i exp(−πik / n):
 ///
 /// ```text
 /// 2 X(k) = (Z(k) + conj Z(n − k)) + V(k) · (Z(k) − conj Z(n − k))
@@ -194,7 +195,7 @@ fn quarter(turns: &[[[f64; 2]; 3]], values: &mut [Lanes]) {
     }
 }
 
-/// The last pass where the length is no power of four.
+/// The last pass if the length is no power of four.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq", "x86_64+avx2"))]
 fn halve(values: &mut [Lanes]) {
     for [a, b] in values.as_chunks_mut::<2>().0.as_chunks_mut::<2>().0 {

@@ -14,9 +14,9 @@ pub const IN_HZ: std::ops::RangeInclusive<u32> = 4_000..=768_000;
 /// Rates a model may ask for, Hz.
 pub const OUT_HZ: std::ops::RangeInclusive<u32> = 8_000..=192_000;
 
-// The filter is a sinc under a Kaiser window, fitted to the measured response of soxr HQ (libsoxr 0.1.3). Its -6 dB point
-// is the same for all rates. Its window is β 13.04 and half width 97 where the ratio of the rates is a small integer, else
-// β 15.98 and 109.7 (44.1 to 16 kHz). The one here lies between: within 0.004 of both at every frequency.
+// The filter is a sinc under a Kaiser window, fitted to the measured response of soxr HQ (libsoxr 0.1.3). Its -6 dB
+// point is the same for all rates. Its window is β 13.04 and half width 97 if the ratio of the rates is a small
+// integer, else β 15.98 and 109.7 (44.1 to 16 kHz). The one here lies between: within 0.004 of both at every frequency.
 /// The filter's -6 dB point, as a part of the lower Nyquist frequency.
 const CUTOFF: f64 = 0.95687;
 /// From the middle of the filter to its end, in samples of the lower rate.
@@ -119,10 +119,11 @@ impl Blocks {
         let out_per_in = f64::from(out_hz) / f64::from(in_hz);
         let half_width = HALF_WIDTH * in_per_low;
 
-        // Both ends of a block are spoilt over half a filter; one more output sample, as the first good one is rounded up.
+        // Both ends of a block are spoilt over half a filter; one more output sample, as the first good one is rounded
+        // up.
         let first = (half_width * out_per_in).ceil() as usize;
         let overlap = ((2.0 * half_width + 1.0 / out_per_in).ceil() as usize).div_ceil(unit_in);
-        // A power of two of units: even, as transforms of real samples like it, and quick where the units are.
+        // A power of two of units: even, as transforms of real samples like it, and quick if the units are.
         let units = BLOCK.div_ceil(unit_in.min(unit_out)).max(2 * overlap).next_power_of_two();
         let (len_in, len_out) = (units * unit_in, units * unit_out);
 
@@ -170,7 +171,7 @@ impl Blocks {
 
     fn process(&mut self, out: &mut Vec<f32>) {
         self.work_in.copy_from_slice(&self.input);
-        // Both only fail where a length is wrong, and all lengths come from the transforms.
+        // Both only fail if a length is wrong, and all lengths come from the transforms.
         let forward = self.forward.process_with_scratch(&mut self.work_in, &mut self.bins_in, &mut self.scratch[..]);
         for ((to, from), gain) in self.bins_out.iter_mut().zip(&self.bins_in).zip(&self.response) {
             *to = from * gain;

@@ -51,8 +51,8 @@ impl LogMel {
         }
     }
 
-    /// Takes the next `samples` and appends frames that they complete to `frames: [n × bands]`, in whole groups of [`LANES`]: the rest
-    /// comes later, so that it does not matter how a track is cut.
+    /// Takes the next `samples` and appends frames that they complete to `frames: [n × bands]`, in whole groups of
+    /// [`LANES`]: the rest comes later, so that it does not matter how a track is cut.
     pub fn push(&mut self, samples: &[f32], frames: &mut Vec<f32>) {
         let (whole, step) = ((LANES - 1) * self.hop + self.n_fft, LANES * self.hop);
         let mut pending = std::mem::take(&mut self.pending);
@@ -89,8 +89,8 @@ impl LogMel {
         self.flush(frames);
     }
 
-    /// Appends the `count` frames after the last ones of a finished track that goes on in silence. The first of them still
-    /// see the end of the track.
+    /// Appends the `count` frames after the last ones of a finished track that goes on in silence. The first of them
+    /// still see the end of the track.
     pub fn silence(&mut self, count: usize, frames: &mut Vec<f32>) {
         if let Some(hops) = count.checked_sub(1) {
             let missing = hops * self.hop + self.n_fft - self.pending.len();
@@ -129,7 +129,8 @@ impl LogMel {
     }
 }
 
-// The loops over all values are compiled for wider registers too. The results are the same to the bit: nothing is reordered or fused.
+// The loops over all values are compiled for wider registers too. The results are the same to the bit: nothing is
+// reordered or fused.
 
 /// `log(scale · value + offset)` of each value.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq", "x86_64+avx2"))]

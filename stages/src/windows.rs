@@ -42,12 +42,12 @@ impl Windows {
         }
     }
 
-    /// True until the first window is whole: a track that ends here is shorter than one window.
+    /// Whether no window is whole yet: a track that ends here is shorter than one window.
     pub fn is_short(&self) -> bool {
         self.start_frame == 0
     }
 
-    /// Frames that must follow a track that ends here, so that its last window is whole; 0 where the rest is dropped.
+    /// Frames that must follow a track that ends here, so that its last window is whole; 0 if the rest is dropped.
     ///
     /// # Errors
     /// The track is shorter than one window, and the manifest rejects such tracks.
@@ -58,7 +58,7 @@ impl Windows {
         if self.is_short() {
             return if short == Short::Pad { Ok(missing) } else { Err(self.too_short(known)) };
         }
-        // Where windows overlap, frames of the last window wait for the next: they are no reason for one more.
+        // With overlap the first `frames - hop` of them are in the last window already: only more need another.
         let in_no_window = known - (frames - hop);
         Ok(if tail == Tail::Pad && in_no_window > 0 { missing } else { 0 })
     }

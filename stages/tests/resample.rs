@@ -97,8 +97,8 @@ fn hear(in_hz: u32, out_hz: u32, part: f64) -> Heard {
     Heard { gain, quadrature, rest: rms(rest) * f64::sqrt(2.0) }
 }
 
-/// Any bug in gain, delay, block borders, aliases or images shows here. An error of a hundredth of an input sample would
-/// be a quadrature of 0.01 at 0.3 of the Nyquist frequency.
+/// Any bug in gain, delay, block borders, aliases or images shows here. An error of a hundredth of an input sample
+/// would be a quadrature of 0.01 at 0.3 of the Nyquist frequency.
 #[test]
 fn a_sine_in_the_pass_band_is_the_same_sine_at_the_other_rate() {
     for (in_hz, out_hz) in pairs() {
@@ -139,8 +139,8 @@ fn a_higher_rate_has_no_images() {
     }
 }
 
-/// Models heard soxr's edge when they were trained. The gains are measured on soxr 1.1.0, HQ, 44.1 to 16 kHz and 48 to 16 kHz;
-/// the two differ by up to 0.006.
+/// Models heard soxr's edge when they were trained. The gains are measured on soxr 1.1.0, HQ, 44.1 to 16 kHz and 48 to
+/// 16 kHz; the two differ by up to 0.006.
 #[test]
 fn the_edge_is_that_of_soxr_hq() {
     let soxr = [
@@ -225,9 +225,10 @@ fn every_sample_is_that_of_the_slow_convolution_from_the_first_to_the_last() {
     }
 }
 
-/// `tones` lie in the pass band: a shift of a thousandth of a sample would be 5e-4. `edges` hold a sine in the transition
-/// band, a click, noise and an abrupt end: soxr's own higher quality differs by 0.01. The first samples of a track that
-/// starts abruptly are left out: there soxr differs from itself with silence before the track, by up to 0.015.
+/// `tones` lie in the pass band: a shift of a thousandth of a sample would be 5e-4. `edges` hold a sine in the
+/// transition band, a click, noise and an abrupt end: soxr's own higher quality differs by 0.01. The first samples of a
+/// track that starts abruptly are left out: there soxr differs from itself with silence before the track, by up to
+/// 0.015.
 #[test]
 fn tracks_sound_as_soxr_hq_leaves_them() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/references/resampled.safetensors");

@@ -9,6 +9,10 @@ use std::{
 };
 
 use clap::ValueEnum;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
     admin::{
@@ -20,6 +24,7 @@ use rdkafka::{
 };
 
 use super::chance;
+use crate::wait_within;
 
 static CLUSTER: OnceLock<Cluster> = OnceLock::new();
 
@@ -128,7 +133,8 @@ impl Cluster {
         Self::start(&chance::name("tonearm-brokers"), std::process::id(), kind)
     }
 
-    /// Starts brokers whose data is under `name` in the folder for temporary files, and that end with the process `owner`.
+    /// Starts brokers whose data is under `name` in the folder for temporary files, and that end with the process
+    /// `owner`.
     fn start(name: &str, owner: u32, kind: Kind) -> Self {
         let data = std::env::temp_dir().join(name);
         let Kind { version, brokers, stock, secure } = kind;
@@ -222,6 +228,22 @@ impl Cluster {
         self.one("start", broker);
     }
 
+    /// Stops a broker in its tracks, its connections open, until it is [thawed](Self::thaw).
+    pub fn freeze(&self, broker: u32) {
+        self.signal(broker, Signal::SIGSTOP);
+    }
+
+    pub fn thaw(&self, broker: u32) {
+        self.signal(broker, Signal::SIGCONT);
+    }
+
+    fn signal(&self, broker: u32, signal: Signal) {
+        let file = self.data.join(format!("broker-{broker}/pid"));
+        let pid = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let pid = Pid::from_raw(pid.trim().parse().expect("a process id"));
+        kill(pid, signal).unwrap_or_else(|e| panic!("broker {broker}: {signal}: {e}"));
+    }
+
     fn one(&self, what: &str, broker: u32) {
         let output = script(what, &self.data, &["--broker", &broker.to_string()]);
         assert!(output.status.success(), "broker {broker}: {what} failed");
@@ -290,7 +312,8 @@ impl Topics {
     }
 
     /// Lets the broker wait this long for a sign of life of a member of the group, before it gives its partitions to
-    /// others. 3 s is the least our broker allows.
+    /// others. 3 s is the least our broker allows. In classic groups, and so with Kafka 3.9, it changes nothing: each
+    /// member has its own.
     pub fn session_timeout(&self, timeout: Duration) {
         let value = timeout.as_millis().to_string();
         let change = AlterConfig::new(ResourceSpecifier::Group(&self.group)).set("consumer.session.timeout.ms", &value);
@@ -358,18 +381,22 @@ pub fn grow(topic: &str, partitions: usize) {
 
 /// Changes one setting of a topic.
 pub fn topic_config(topic: &str, key: &str, value: &str) {
-    let admin = admin();
-    let specifier = ResourceSpecifier::Topic(topic);
-    let described = run(admin.describe_configs([&specifier], &options())).expect("the broker answers").remove(0);
-    let described = described.unwrap_or_else(|e| panic!("topic {topic} cannot be described: {e}"));
+    let (admin, specifier) = (admin(), ResourceSpecifier::Topic(topic));
+    let described = || {
+        let topics = run(admin.describe_configs([&specifier], &options())).expect("the broker answers");
+        topics.into_iter().next().expect("one was asked for").unwrap_or_else(|e| panic!("topic {topic}: {e}"))
+    };
+    let before = described();
     // The request replaces all settings that the topic has of its own, so they are given again.
-    let own = described.entries.iter().filter(|entry| entry.source == ConfigSource::DynamicTopic);
+    let own = before.entries.iter().filter(|entry| entry.source == ConfigSource::DynamicTopic);
     let own = own.map(|entry| (entry.name.as_str(), entry.value.as_deref().unwrap_or_default()));
-    let change =
-        own.chain([(key, value)]).fold(AlterConfig::new(specifier), |change, (key, value)| change.set(key, value));
-    for result in run(admin.alter_configs([&change], &options())).expect("the broker answers") {
-        result.unwrap_or_else(|e| panic!("topic {topic} cannot get {key}={value}: {e:?}"));
-    }
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic));
+    let change = own.chain([(key, value)]).fold(change, |change, (key, value)| change.set(key, value));
+    run(admin.alter_configs([&change], &options())).expect("the broker answers");
+    // The client passes a refusal over in silence.
+    wait_within(Duration::from_secs(10), &format!("{key}={value} of topic {topic}"), || {
+        (described().get(key)?.value.as_deref() == Some(value)).then_some(())
+    });
 }
 
 /// Deletes the records of a partition whose offset is below `before`, as retention would.

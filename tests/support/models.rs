@@ -42,13 +42,23 @@ pub fn tiny() -> Model {
 /// [`tiny`], but each window of 0.4 s keeps its worker busy for `per_window`, on any machine: a clock is looked at
 /// until the time is over. The program runs it by libtorch.
 pub fn slow(per_window: Duration) -> Model {
-    let body = [
-        "start = ops.prim.TimePoint()",
-        &format!("while torch.lt(torch.sub(ops.prim.TimePoint(), start), {}):", per_window.as_nanos()),
-        "  pass",
-        &format!("return torch.sigmoid({MEANS})"),
-    ];
-    model(&format!("slow-{}", per_window.as_millis()), &body, OutputKind::Scores)
+    busy(&format!("slow-{}", per_window.as_millis()), &[&format!("limit = {}", per_window.as_nanos())])
+}
+
+/// [`slow`], but for windows of silence, which are as quick as those of [`tiny`].
+pub fn stuck_by_sound(per_window: Duration) -> Model {
+    let limit = format!("  limit = {}", per_window.as_nanos());
+    // The bands of silence are −3, those of a chord up to 3; the program warms up on zeros.
+    let lines = ["if bool(torch.gt(torch.max(x), 0.1)):", &limit, "else:", "  limit = 0"];
+    busy(&format!("stuck-{}", per_window.as_millis()), &lines)
+}
+
+/// A model that keeps its worker busy for `limit` nanoseconds, which these lines set.
+fn busy(name: &str, limit: &[&str]) -> Model {
+    let wait =
+        ["start = ops.prim.TimePoint()", "while torch.lt(torch.sub(ops.prim.TimePoint(), start), limit):", "  pass"];
+    let scores = format!("return torch.sigmoid({MEANS})");
+    model(name, &[limit, &wait, &[&scores]].concat(), OutputKind::Scores)
 }
 
 /// A model whose `forward` has these lines. `x` is `[1 × FRAMES × BANDS]`, what it returns `[1 × LABELS]`.

@@ -75,7 +75,8 @@ impl Catalogue {
         [self.manifest.windows.frames, mel.bands]
     }
 
-    /// Everything the blocks of a track depend on besides its bytes: two processes that agree in it make the same blocks.
+    /// Everything the blocks of a track depend on besides its bytes: two processes that agree in it make the same
+    /// blocks.
     pub fn fingerprint(&self) -> String {
         let front_end = serde_json::to_string(&self.front_end(Stage::Features)).unwrap_or_default();
         let text = format!("{} {front_end} {:?} {}", env!("CARGO_PKG_VERSION"), self.limits, chain::BLOCK_VALUES);

@@ -76,7 +76,7 @@ impl Block {
 pub enum Failure {
     #[error(transparent)]
     Reject(#[from] Reject),
-    /// Nobody wants it any more.
+    /// Its client does not want it any more.
     #[error("cancelled")]
     Cancelled,
 }

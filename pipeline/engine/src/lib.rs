@@ -1,8 +1,8 @@
-//! The engine: tracks on their way from encoded bytes to results, on one pool of CPU threads. It knows neither Kafka nor
-//! HTTP; `run`, `predict` and whoever comes next ask it for [`Job`]s.
+//! The engine: tracks on their way from encoded bytes to results, on one pool of CPU threads. It knows neither Kafka
+//! nor HTTP; `run`, `predict` and whoever comes next ask it for [`Job`]s.
 //!
-//! A track is a future, read from top to bottom in [`track`]. One that waits (for room, for scores, for its next block) is
-//! put down, and taken up by what it waits for: no CPU thread ever waits.
+//! A track is a future, read from top to bottom in [`track`]. One that waits (for room, for scores, for its next block)
+//! is put down, and taken up by what it waits for: no CPU thread ever waits.
 
 pub mod catalogue;
 pub mod chain;

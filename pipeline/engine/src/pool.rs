@@ -1,8 +1,9 @@
 //! The pool of CPU threads that all tracks share.
 //!
-//! There are two kinds of work: a *track*, a future that is polled here, and a *piece* of one (score one window). Pieces go
-//! first, and a track gives one away only to a worker that would be idle, so a single long track spreads over all workers
-//! while a full queue of them runs without any hand-over. Tracks that were put down and can go on come next, new ones last.
+//! There are two kinds of work: a *track*, a future that is polled here, and a *piece* of one (score one window).
+//! Pieces go first, and a track gives one away only to a worker that would be idle, so a single long track spreads over
+//! all workers while a full queue of them runs without any hand-over. Tracks that were put down and can go on come
+//! next, new ones last.
 
 use std::{
     collections::VecDeque,
@@ -23,8 +24,8 @@ use tonearm_schemas::reject::Stage;
 pub type Piece = Box<dyn FnOnce() + Send>;
 type Runnable = async_task::Runnable<Arc<Tag>>;
 
-/// Tracks that may be begun and not ended at a time, for each worker: one that runs, and one that waits. What a begun track
-/// holds (a decoder, a block) is bounded by this, whatever the queue holds.
+/// Tracks that may be begun and not ended at a time, for each worker: one that runs, and one that waits. What a begun
+/// track holds (a decoder, a block) is bounded by this, whatever the queue holds.
 const BEGUN_PER_WORKER: usize = 2;
 
 /// Which track a worker is at, for whoever asks what it does.
@@ -185,7 +186,7 @@ impl Pool {
     /// Gives a piece to an idle worker.
     ///
     /// # Errors
-    /// There is none; the piece comes back.
+    /// No worker is idle; the piece comes back.
     pub fn offer(&self, tag: &Arc<Tag>, piece: Piece) -> Result<(), Piece> {
         let mut queues = self.lock();
         if queues.idle <= queues.pieces.len() {

@@ -21,8 +21,8 @@ use crate::{
     pool::{Pool, Tag},
 };
 
-/// Takes an encoded track through the stages, and tells its client how it ended. All blocks but the last go to the client on
-/// the way.
+/// Takes an encoded track through the stages, and tells its client how it ended. All blocks but the last go to the
+/// client on the way.
 ///
 /// It is rejected if it cannot be decoded, is outside the limits, or the model fails; also if a stage panics.
 pub async fn work(catalogue: Arc<Catalogue>, pool: Pool, tag: Arc<Tag>, job: Job) {
@@ -39,7 +39,8 @@ pub async fn work(catalogue: Arc<Catalogue>, pool: Pool, tag: Arc<Tag>, job: Job
     }
 }
 
-/// How a track ends: `ended`, or, if a stage panicked, with a reject. Of a chain that panicked only its counts are used.
+/// How a track ends: `ended`, or, if a stage panicked, with a reject. Of a chain that panicked only its counts are
+/// used.
 pub fn guarded(chain: &mut Chain, tag: &Tag, ended: std::thread::Result<Option<Outcome>>) -> Option<Outcome> {
     ended.unwrap_or_else(|panic| chain.fail(panicked(tag, &*panic).into()))
 }

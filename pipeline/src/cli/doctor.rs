@@ -124,7 +124,7 @@ fn memory(config: &Config) -> Finding {
     }
 }
 
-/// What this process may use: the machine's memory, or less where it is in a container.
+/// What this process may use: the machine's memory, or less if it is in a container.
 fn memory_bytes() -> Option<usize> {
     let read = |path: &Path| std::fs::read_to_string(path).ok();
     let machine = read(Path::new("/proc/meminfo")).and_then(|text| {

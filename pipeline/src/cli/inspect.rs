@@ -22,7 +22,8 @@ pub struct InspectArgs {
     /// Audio files, or folders of them
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// One JSON object per line: file, codec, sample_rate_hz, channels, frames, duration_s; or file, error {class, message}
+    /// One JSON object per line: file, codec, sample_rate_hz, channels, frames, duration_s; or file, error {class,
+    /// message}
     #[arg(long)]
     json: bool,
 }

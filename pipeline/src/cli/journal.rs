@@ -195,8 +195,8 @@ impl Journal {
         written.map_err(|source| JournalError::Io { path: self.path.clone(), source })
     }
 
-    /// The records that the last run may have published without noting them. None if that run accounted for all of its
-    /// records.
+    /// The records that the last run may have published without noting them. There are none if it accounted for
+    /// all of its records.
     ///
     /// # Errors
     /// The topic cannot be read.

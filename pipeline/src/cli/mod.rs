@@ -46,10 +46,10 @@ enum CommandError {
     NeedsAPerson(String),
     #[error(transparent)]
     Output(#[from] say::OutputError),
-    /// It failed, and has said so already.
+    /// The command has printed why it failed.
     #[error("failed")]
     Said,
-    /// As [`NeedsAPerson`](Self::NeedsAPerson), and it has said so already.
+    /// As [`NeedsAPerson`](Self::NeedsAPerson), and the command has printed why.
     #[error("failed")]
     SaidToAPerson,
 }

@@ -253,7 +253,8 @@ impl Positions {
         let client = kafka::with_properties(client, &config.kafka);
         let consumer: BaseConsumer<Logged> = client.create_with_context(Logged).map_err(CommandError::failed)?;
         let topic = config.input_topic().to_owned();
-        let partitions = kafka::partitions(consumer.client(), &config.kafka, &topic).map_err(CommandError::failed)?;
+        kafka::reach_topics(&config.kafka, kafka::Access::Read, &[topic.as_str()])?;
+        let partitions = kafka::partitions(consumer.client(), &config.kafka, &topic)?;
         Ok(Self { consumer, group: config.kafka.group_id.clone(), topic, partitions: partitions as i32 })
     }
 

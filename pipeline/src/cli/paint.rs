@@ -11,7 +11,7 @@ const RED: &str = "\x1b[31m";
 const GREEN: &str = "\x1b[32m";
 const RESET: &str = "\x1b[0m";
 
-/// Wraps text in a terminal's colour, where standard output is one and the user did not opt out (no-color.org).
+/// Wraps text in a terminal's colour, if standard output is one and the user did not opt out (no-color.org).
 fn style(code: &str, text: &str) -> String {
     let plain = !std::io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     if plain { text.to_owned() } else { format!("{code}{text}{RESET}") }

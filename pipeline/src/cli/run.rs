@@ -15,7 +15,8 @@ use tonearm_schemas::reject::Stage;
 
 use super::{CommandError, CommandResult, Global, flag, model_flags, models::load, signals};
 use crate::{
-    kafka,
+    config::Config,
+    kafka::{self, Level},
     run::{self, RunError},
     telemetry::{admin, health::Health, log, metrics},
 };
@@ -61,6 +62,7 @@ pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
     log::init(&config.log.level, config.log.json);
 
     let stop = signals::stop_on_signals()?;
+    end_in_time(&stop, config.runtime.drain_timeout);
 
     let metrics = metrics::install(&config.model.to_string()).map_err(CommandError::failed)?;
     let health = Health::default();
@@ -88,12 +90,14 @@ pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
     health.model_is_warm();
     let catalogue = Catalogue::new(config.runtime.stages, model, found.manifest, config.output, config.limits);
     let engine = Engine::start(Arc::new(catalogue), config.runtime.workers).map_err(RunError::from)?;
-    end_in_time(&stop, config.runtime.drain_timeout);
     let result = kafka::wait_for_brokers(&config.kafka, args.exit_if_unreachable, &stop)
         .map_err(RunError::from)
         .and_then(|()| match stop.load(Ordering::Relaxed) {
             true => Ok(()),
-            false => run::run(&config, &Arc::new(engine), &health, &stop),
+            false => {
+                say_what_does_not_fit(&config);
+                run::run(&config, &Arc::new(engine), &health, &stop)
+            }
         })
         .map_err(CommandError::from);
     if let Some(admin) = admin {
@@ -102,11 +106,28 @@ pub fn main(global: &Global, args: &RunArgs) -> CommandResult {
     result
 }
 
+/// Warns of what some records will meet, beside the work, which does not wait for it: `tonearm doctor` tells all of it.
+fn say_what_does_not_fit(config: &Config) {
+    let config = config.clone();
+    let look = move || match kafka::preflight(&config) {
+        Ok(findings) => {
+            for finding in findings.into_iter().filter(|finding| finding.level != Level::Ok) {
+                let cure = finding.cure.unwrap_or_default();
+                tracing::warn!("{}: {}; {cure}", finding.about, finding.says);
+            }
+        }
+        Err(error) => tracing::debug!("it was not looked at what might not fit: {error}"),
+    };
+    if let Err(error) = std::thread::Builder::new().name("preflight".to_owned()).spawn(look) {
+        tracing::debug!("it is not looked at what might not fit: {error}");
+    }
+}
+
 /// Once the process is to stop, it ends a little after its drain's deadline, whatever a worker or a broker does.
 fn end_in_time(stop: &Arc<AtomicBool>, drain_timeout: Duration) {
     const LOOK: Duration = Duration::from_millis(50);
     /// What closing the consumer may take on top.
-    const CLOSE: Duration = Duration::from_secs(2);
+    const CLOSE: Duration = Duration::from_millis(500);
     let stop = Arc::clone(stop);
     let watch = move || {
         while !stop.load(Ordering::Relaxed) {

@@ -16,8 +16,9 @@ use crate::{
     telemetry::log,
 };
 
-/// A reject keeps its record's timestamp, and retention counts from it. A record may have waited for all of its own topic's
-/// retention, a week by Kafka's default; a quarter leaves people time to look, to mend, and to publish it again.
+/// A reject keeps its record's timestamp, and retention counts from it. A record may have waited for all of its own
+/// topic's retention, a week by Kafka's default; a quarter leaves people time to look, to mend, and to publish it
+/// again.
 const REJECTED_RETENTION_DAYS: u32 = 90;
 
 #[derive(Subcommand)]
@@ -148,7 +149,7 @@ fn existing(cluster: &Cluster<'_>, topic: &Wanted<'_>) -> CommandResult {
     Ok(())
 }
 
-/// True if a limit is as high, or another setting the same.
+/// Whether a limit is as high, or another setting the same.
 fn is_enough(wanted: &str, found: &str) -> bool {
     // −1 is no limit.
     let limit = |text: &str| text.parse::<i64>().ok().map(|limit| if limit < 0 { i64::MAX } else { limit });
@@ -158,7 +159,7 @@ fn is_enough(wanted: &str, found: &str) -> bool {
     }
 }
 
-/// True if trying again does not help.
+/// Whether trying again does not help.
 fn is_for_good(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode::{
         ClusterAuthorizationFailed, InvalidConfig, InvalidPartitions, InvalidReplicationFactor, PolicyViolation,

@@ -1,5 +1,6 @@
 //! Defaults ← file ← environment ← flags, merged with an eye on unknown keys and wrong types.
 
+use std::fmt;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -7,7 +8,26 @@ use std::{
 
 use toml::{Table, Value};
 
-use super::{ConfigError, DEFAULTS};
+/// The commented file of all options, compiled in.
+pub const DEFAULTS: &str = include_str!("../../../tonearm.toml");
+
+/// Everything wrong with the configuration, one sentence each.
+#[derive(Debug, thiserror::Error)]
+pub struct ConfigError {
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.problems.as_slice() {
+            [problem] => f.write_str(problem),
+            problems => {
+                write!(f, "the configuration has {} problems:", problems.len())?;
+                problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+            }
+        }
+    }
+}
 
 /// One option set by a flag of the command line.
 #[derive(Clone, Debug)]

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tonearm_models::repository::ModelRef;
 use tonearm_stages::infer::PrecisionChoice;
 
-pub use layers::{Layers, Override};
+pub use layers::{ConfigError, DEFAULTS, Layers, Override};
 pub use properties::may_be_shown;
 pub use secret::{HIDDEN, Secret};
 pub use tonearm_engine::{
@@ -19,27 +19,6 @@ pub use tonearm_engine::{
     catalogue::{Limits, Output},
 };
 use tonearm_schemas::reject::Stage;
-
-/// The commented file of all options, compiled in.
-pub const DEFAULTS: &str = include_str!("../../../tonearm.toml");
-
-/// Everything wrong with the configuration, one sentence each.
-#[derive(Debug, thiserror::Error)]
-pub struct ConfigError {
-    pub problems: Vec<String>,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.problems.as_slice() {
-            [problem] => f.write_str(problem),
-            problems => {
-                write!(f, "the configuration has {} problems:", problems.len())?;
-                problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
-            }
-        }
-    }
-}
 
 /// The checked configuration.
 #[derive(Clone, Debug)]
@@ -54,7 +33,7 @@ pub struct Config {
     pub pass_headers: Vec<String>,
     pub limits: Limits,
     pub runtime: Runtime,
-    /// None: no admin port.
+    /// `None`: no admin port.
     pub admin_listen: Option<SocketAddr>,
     pub log: Log,
 }
@@ -284,7 +263,7 @@ impl Checks<'_> {
         value.map_err(|e| self.problem(key, format!("is wrong: {e}"))).ok()
     }
 
-    /// None only together with a problem.
+    /// `None` only together with a problem.
     fn config(&mut self, written: Written) -> Option<Config> {
         let kafka = self.kafka(written.kafka);
         self.topics(&written.topics);

@@ -1,4 +1,4 @@
-//! What every client has in common, and where its log lines and errors go.
+//! Where log lines and errors of clients go.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -6,45 +6,19 @@ use std::{
 };
 
 use rdkafka::{
-    ClientConfig, ClientContext, Statistics,
+    ClientContext, Statistics,
     client::Client,
     config::RDKafkaLogLevel,
     error::{KafkaError, RDKafkaErrorCode},
     util::Timeout,
 };
 
-use super::{ClientError, FIRST_ANSWER};
-use crate::config::{Kafka, Secret};
+use super::{error::ClientError, properties::FIRST_ANSWER};
+use crate::config::Kafka;
 
 /// When it was last said that no broker can be reached, and after how long it is worth saying again.
 static UNREACHABLE_SAID: Mutex<Option<Instant>> = Mutex::new(None);
 const SAY_AGAIN: Duration = Duration::from_secs(30);
-
-/// The options of every client.
-pub fn client_config(kafka: &Kafka) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    config
-        .set("bootstrap.servers", &kafka.brokers)
-        .set("client.id", format!("tonearm-{}", kafka.instance_id))
-        // A broker that is back is found within a second, not within librdkafka's default of ten.
-        .set("reconnect.backoff.max.ms", "1000")
-        // One line of ours says what a lost connection means; librdkafka's own lines come at debug level.
-        .set("log.connection.close", "false");
-    config
-}
-
-/// The user's properties go over ours, so they are set last.
-pub fn with_properties(mut config: ClientConfig, kafka: &Kafka) -> ClientConfig {
-    for (name, value) in &kafka.properties {
-        config.set(name, value.reveal());
-    }
-    config
-}
-
-/// What the user set a property to.
-pub(super) fn property<'a>(kafka: &'a Kafka, name: &str) -> Option<&'a str> {
-    kafka.properties.get(name).map(Secret::reveal)
-}
 
 /// The number of partitions of `topic`.
 ///

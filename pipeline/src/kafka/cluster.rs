@@ -6,15 +6,19 @@ use std::{
 };
 
 use rdkafka::{
+    ClientContext,
     admin::{AdminClient, AdminOptions, ResourceSpecifier},
+    client::Client,
     error::{KafkaError, RDKafkaErrorCode},
     util::Timeout,
 };
 
 use super::{
-    ClientError, FIRST_ANSWER, Logged, client_config,
+    client::Logged,
+    contact::reach,
+    error::ClientError,
+    properties::{FIRST_ANSWER, client_config, with_properties},
     raw_admin::{self, Access, Broker, Rights, Topic},
-    reach, with_properties,
 };
 use crate::config::Kafka;
 
@@ -61,13 +65,17 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// One of `topics` does not exist, or we may not do this with it; or the brokers do not answer any more.
     pub fn allows(&self, access: Access, topics: &[&str]) -> Result<(), ClientError> {
-        for (name, topic) in topics.iter().zip(self.topics(topics)?) {
-            let topic = topic.map_err(|code| ClientError::of_topic(self.kafka, name, access.as_str(), code))?;
-            if topic.rights.forbid(access) {
-                return Err(ClientError::forbidden(self.kafka, access.as_str(), format!("topic {name}")));
-            }
+        let mut found = topics.iter().zip(self.topics(topics)?);
+        found.try_for_each(|(name, topic)| allowed(self.kafka, access, name, topic))
+    }
+
+    /// # Errors
+    /// We may not read as a member of the group, or the brokers do not answer any more.
+    pub fn admits(&self, group: &str) -> Result<(), ClientError> {
+        match self.group(group)?.forbid(Access::Read) {
+            true => Err(ClientError::forbidden(self.kafka, "READ", format!("group {group}"))),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// What we may do with the group.
@@ -121,6 +129,33 @@ impl<'a> Cluster<'a> {
 pub fn reach_topics(kafka: &Kafka, access: Access, topics: &[&str]) -> Result<(), ClientError> {
     reach(kafka)?;
     Cluster::connect(kafka)?.allows(access, topics)
+}
+
+/// Asks whether `topic` can be read, by means of a client that is there.
+///
+/// # Errors
+/// No broker answers within `timeout`, there is no such topic, or we may not read it.
+pub fn readable<C: ClientContext>(
+    client: &Client<C>,
+    kafka: &Kafka,
+    topic: &str,
+    timeout: Duration,
+) -> Result<(), ClientError> {
+    let found = raw_admin::topics(client, &[topic], timeout).map_err(|e| unreachable(kafka, e))?.pop();
+    allowed(kafka, Access::Read, topic, found.unwrap_or(Err(RDKafkaErrorCode::UnknownTopic)))
+}
+
+fn allowed(
+    kafka: &Kafka,
+    access: Access,
+    name: &str,
+    topic: Result<Topic, RDKafkaErrorCode>,
+) -> Result<(), ClientError> {
+    let topic = topic.map_err(|code| ClientError::of_topic(kafka, name, access.as_str(), code))?;
+    match topic.rights.forbid(access) {
+        true => Err(ClientError::forbidden(kafka, access.as_str(), format!("topic {name}"))),
+        false => Ok(()),
+    }
 }
 
 fn unreachable(kafka: &Kafka, source: KafkaError) -> ClientError {

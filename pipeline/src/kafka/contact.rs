@@ -1,4 +1,5 @@
-//! The first contact, by a client of its own: whoever comes after it meets brokers that answer, or is told at once why not.
+//! The first contact, by a client of its own: whoever comes after it meets brokers that answer, or is told at once why
+//! not.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -14,9 +15,9 @@ use rdkafka::{
 };
 
 use super::{
-    ClientError, FIRST_ANSWER, client_config,
+    error::ClientError,
+    properties::{FIRST_ANSWER, client_config, with_properties},
     trouble::{Cause, Troubles},
-    with_properties,
 };
 use crate::config::Kafka;
 
@@ -30,7 +31,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(30);
 /// Returns once a broker has answered.
 ///
 /// # Errors
-/// None does. The cause is told as soon as it is known, at the latest after [`FIRST_ANSWER`].
+/// No broker answers; the cause is told as soon as it is known, after [`FIRST_ANSWER`] at the latest.
 pub fn reach(kafka: &Kafka) -> Result<(), ClientError> {
     let contact = Contact::begin(kafka)?;
     let begun = Instant::now();
@@ -47,8 +48,8 @@ pub fn reach(kafka: &Kafka) -> Result<(), ClientError> {
 /// Waits until a broker answers, or `stop` is set. It says what it waits for.
 ///
 /// # Errors
-/// What is wrong stays until a person has changed something; or, with `exit_if_unreachable`, no broker has answered within
-/// [`FIRST_ANSWER`].
+/// What is wrong stays until a person has changed something; or, with `exit_if_unreachable`, no broker has answered
+/// within [`FIRST_ANSWER`].
 pub fn wait_for_brokers(kafka: &Kafka, exit_if_unreachable: bool, stop: &AtomicBool) -> Result<(), ClientError> {
     let contact = Contact::begin(kafka)?;
     let begun = Instant::now();
@@ -92,7 +93,7 @@ impl<'a> Contact<'a> {
         Ok(Self { kafka, client, begun: Instant::now() })
     }
 
-    /// True once a broker has told about its cluster. It takes a moment.
+    /// Whether a broker has told about its cluster. It takes a moment.
     fn made(&self) -> bool {
         self.client.poll(LOOK_AGAIN);
         self.client.client().fetch_cluster_id(Duration::ZERO).is_some()

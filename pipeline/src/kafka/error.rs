@@ -2,7 +2,10 @@
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use super::{FIRST_ANSWER, client::property, trouble::Cause};
+use super::{
+    properties::{FIRST_ANSWER, property},
+    trouble::Cause,
+};
 use crate::config::Kafka;
 
 #[derive(Debug, thiserror::Error)]
@@ -22,14 +25,14 @@ pub enum ClientError {
     )]
     Forbidden { user: String, operation: &'static str, resource: String, brokers: String },
     #[error(
-        "the brokers at {brokers} cannot keep transactions: transaction.state.log.replication.factor is {factor} and there \
-         {}; give the brokers a lower value (1 for a single one), and transaction.state.log.min.isr no higher than it",
+        "the brokers at {brokers} cannot keep transactions: transaction.state.log.replication.factor is {factor} and \
+         there {}; give the brokers a lower value (1 for a single one), and transaction.state.log.min.isr no higher than it",
         there_are(*.found)
     )]
     NoTransactions { brokers: String, factor: usize, found: usize },
     #[error(
-        "the brokers at {brokers} cannot keep transactions: {in_sync} replicas of topic __transaction_state are in sync and \
-         transaction.state.log.min.isr wants {wanted}; start the brokers that are down, or lower it"
+        "the brokers at {brokers} cannot keep transactions: {in_sync} replicas of topic __transaction_state are in sync \
+         and transaction.state.log.min.isr wants {wanted}; start the brokers that are down, or lower it"
     )]
     TransactionsUnsafe { brokers: String, in_sync: usize, wanted: usize },
 }
@@ -39,7 +42,7 @@ fn there_are(brokers: usize) -> String {
 }
 
 impl ClientError {
-    /// True if it stays until a person has changed something: trying again does not help.
+    /// Whether it stays until a person has changed something: trying again does not help.
     pub fn needs_a_person(&self) -> bool {
         match self {
             Self::Contact(cause) => cause.needs_a_person(),
@@ -91,7 +94,7 @@ fn refusal(error: &KafkaError) -> String {
     }
 }
 
-/// True for properties whose value nobody may see.
+/// Whether nobody may see the value of this property.
 fn is_secret(name: &str) -> bool {
     ["password", "secret", "key.pem", "jaas", "token", "oauthbearer.config"].iter().any(|word| name.contains(word))
 }

@@ -1,4 +1,4 @@
-//! What a broker speaks, asked by hand where librdkafka only knows that it did not work.
+//! What a broker speaks, asked by hand if librdkafka only knows that it did not work.
 
 use std::{
     io::{Read, Write},
@@ -13,7 +13,7 @@ use openssl::{
     x509::{X509, X509VerifyResult},
 };
 
-use super::client::property;
+use super::properties::property;
 use crate::config::Kafka;
 
 /// How long a connection, and each answer, may take.
@@ -55,7 +55,8 @@ pub fn connect(broker: &str) -> std::io::Result<TcpStream> {
     Err(refused)
 }
 
-/// What is wrong with the broker's certificate, with the options that librdkafka has. An error if there was no handshake.
+/// What is wrong with the broker's certificate, with the options that librdkafka has. An error if there was no
+/// handshake.
 fn certificate(broker: &str, kafka: &Kafka) -> Result<Option<String>, String> {
     let text = |e: &dyn std::fmt::Display| e.to_string();
     let mut connector = SslConnector::builder(SslMethod::tls_client()).map_err(|e| text(&e))?;

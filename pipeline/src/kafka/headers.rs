@@ -39,8 +39,8 @@ impl Header {
 /// Copies a message's headers. A name ends at its first NUL byte, as it does for librdkafka.
 pub fn read(message: &BorrowedMessage<'_>) -> Vec<Header> {
     let mut headers = ptr::null_mut();
-    // SAFETY: the message is alive as long as it is borrowed; librdkafka parses its headers once, in this thread, and says
-    // in its return value whether there are some.
+    // SAFETY: the message is alive as long as it is borrowed; librdkafka parses its headers once, in this thread, and
+    // says in its return value whether there are some.
     let found = unsafe { bindings::rd_kafka_message_headers(message.ptr(), &raw mut headers) };
     if found != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR || headers.is_null() {
         return Vec::new();
@@ -56,8 +56,8 @@ pub fn read(message: &BorrowedMessage<'_>) -> Vec<Header> {
         if found != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
             return copied;
         }
-        // SAFETY: after success `name` is a C string, and `value` null or `len` bytes, both of the message; they are copied
-        // while it is borrowed.
+        // SAFETY: after success `name` is a C string, and `value` null or `len` bytes, both of the message; they are
+        // copied while it is borrowed.
         copied.push(unsafe {
             Header {
                 name: CStr::from_ptr(name).to_bytes().to_vec(),
@@ -73,8 +73,8 @@ pub fn write(headers: &[Header]) -> OwnedHeaders {
     let list: *const BorrowedHeaders = native.as_borrowed();
     for Header { name, value } in headers {
         let (bytes, len) = value.as_ref().map_or((ptr::null(), 0), |value| (value.as_ptr(), value.len() as isize));
-        // SAFETY: rdkafka's `as_borrowed` is the pointer that `rd_kafka_headers_new` gave (rdkafka 0.39, message.rs), which
-        // nothing else uses before this function returns `native`; librdkafka copies name and value.
+        // SAFETY: rdkafka's `as_borrowed` is the pointer that `rd_kafka_headers_new` gave (rdkafka 0.39, message.rs),
+        // which nothing else uses before this function returns `native`; librdkafka copies name and value.
         unsafe {
             bindings::rd_kafka_header_add(
                 list.cast_mut().cast(),

@@ -6,10 +6,10 @@ use rdkafka::error::RDKafkaErrorCode;
 use serde::Serialize;
 
 use super::{
-    ClientError, OVERHEAD_BYTES,
     cluster::{Cluster, Settings},
-    error::user,
+    error::{ClientError, user},
     handshake,
+    properties::OVERHEAD_BYTES,
     raw_admin::{Access, Topic},
     transactions,
 };

@@ -1,5 +1,5 @@
-//! Questions to brokers that librdkafka can ask and rdkafka's `AdminClient` cannot: what topics and groups are like, and
-//! what we may do with them. They change nothing, and make no topics.
+//! Questions to brokers that librdkafka can ask and rdkafka's `AdminClient` cannot: what topics and groups are like,
+//! and what we may do with them. They change nothing, and make no topics.
 
 #![allow(unsafe_code)]
 
@@ -60,7 +60,8 @@ impl Access {
 pub struct Rights(Vec<u32>);
 
 impl Rights {
-    /// False if the brokers do not tell about rights: whoever may describe something has at least the right to that.
+    /// Whether this is not allowed. `false` if the brokers do not tell: whoever may describe something has that right
+    /// at least.
     pub fn forbid(&self, access: Access) -> bool {
         let operation = match access {
             Access::Read => Operation::RD_KAFKA_ACL_OPERATION_READ,
@@ -124,7 +125,8 @@ pub fn topics<C: ClientContext>(
 /// # Safety
 /// `description` is one of librdkafka's, and its event is alive.
 unsafe fn describe_topic(description: *const sys::rd_kafka_TopicDescription_t) -> Result<Topic, RDKafkaErrorCode> {
-    // SAFETY: as the caller has promised. Arrays have as many elements as librdkafka says, and live as long as the event.
+    // SAFETY: as the caller has promised. Arrays have as many elements as librdkafka says, and live as long as the
+    // event.
     unsafe {
         check(sys::rd_kafka_TopicDescription_error(description))?;
         let mut count = 0;
@@ -157,8 +159,8 @@ pub fn group<C: ClientContext>(client: &Client<C>, group: &str, timeout: Duratio
         // SAFETY: all live until the call returns; librdkafka copies the name and keeps the queue by itself.
         unsafe { sys::rd_kafka_DescribeConsumerGroups(rk, pointers.as_mut_ptr(), pointers.len(), options, queue) };
     })?;
-    // SAFETY: the event is alive; for an event of another kind the result is null. Where librdkafka says that there is a
-    // group, there is one, and it lives as long as the event.
+    // SAFETY: the event is alive; for an event of another kind the result is null. Where librdkafka says that there is
+    // a group, there is one, and it lives as long as the event.
     unsafe {
         let result = sys::rd_kafka_event_DescribeConsumerGroups_result(answer.0);
         let mut count = 0;
@@ -269,8 +271,8 @@ fn ask<C: ClientContext>(
     let rk = client.native_ptr();
     let mut why = [0; 256];
     let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-    // SAFETY: the client lives longer than this call, and its pointer with it. Both setters get the options just made, and
-    // the first one a buffer with its size. An error is an object of ours to destroy.
+    // SAFETY: the client lives longer than this call, and its pointer with it. Both setters get the options just made,
+    // and the first one a buffer with its size. An error is an object of ours to destroy.
     let (queue, options) = unsafe {
         let (queue, options) =
             (Queue(sys::rd_kafka_queue_new(rk)), Options(sys::rd_kafka_AdminOptions_new(rk, question)));

@@ -3,8 +3,8 @@
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::{
-    ClientError,
     cluster::{Cluster, Settings},
+    error::ClientError,
 };
 use crate::config::Config;
 
@@ -14,8 +14,8 @@ const LOG: &str = "__transaction_state";
 const COPIES: &str = "transaction.state.log.replication.factor";
 const STOCK_COPIES: &str = "3";
 
-/// What an error of `init_transactions` means. The brokers are asked what librdkafka does not know: to it they just never
-/// have a coordinator.
+/// What an error of `init_transactions` means. The brokers are asked what librdkafka does not know: to it they just
+/// never have a coordinator.
 pub fn why_no_transactions(config: &Config, source: KafkaError) -> ClientError {
     let kafka = &config.kafka;
     if source.rdkafka_error_code() == Some(RDKafkaErrorCode::TransactionalIdAuthorizationFailed) {

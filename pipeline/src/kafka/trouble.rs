@@ -8,8 +8,8 @@ use std::{
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::{
-    client::property,
     handshake::{self, Peer},
+    properties::property,
 };
 use crate::config::Kafka;
 
@@ -51,7 +51,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// True if it stays until a person has changed something.
+    /// Whether it stays until a person has changed something.
     pub fn needs_a_person(&self) -> bool {
         !matches!(self, Self::Unreachable { .. } | Self::UnknownHost { .. })
     }
@@ -103,13 +103,13 @@ impl Troubles {
         *self.heard() = Heard::default();
     }
 
-    /// True once every broker was tried in vain.
+    /// Whether every broker was tried in vain.
     pub fn all_down(&self) -> bool {
         self.heard().all_down
     }
 
-    /// The worst cause, of those that need a person where there are such. It may ask a broker what it speaks, which takes
-    /// seconds where it does not answer.
+    /// The worst cause: one that needs a person goes before the others. It may ask a broker what it speaks, which takes
+    /// seconds if the broker does not answer.
     pub fn cause(&self, kafka: &Kafka) -> Option<Cause> {
         let troubles: Vec<Trouble> = self.heard().troubles.values().cloned().collect();
         let causes: Vec<Cause> = troubles.iter().map(|trouble| trouble.cause(kafka)).collect();
@@ -150,8 +150,8 @@ enum Kind {
 }
 
 impl Trouble {
-    /// Reads `ssl://127.0.0.1:9092/bootstrap: Connect to ipv4#127.0.0.1:9092 failed: Connection refused (after 0ms in state
-    /// CONNECT)`. None if it is about no broker.
+    /// Reads `ssl://h:1/bootstrap: Connect to ipv4#h:1 failed: Connection refused (after 0ms in state CONNECT)`. `None`
+    /// if it is about no broker.
     fn parse(code: Option<RDKafkaErrorCode>, text: &str) -> Option<Self> {
         let (name, text) = text.split_once(": ")?;
         let (address, _) = name.rsplit_once('/')?;

@@ -59,6 +59,11 @@ impl Health {
         self.state().turned = Some(Instant::now());
     }
 
+    /// Notes that the loop has ended, so that it cannot hang.
+    pub fn ended(&self) {
+        self.state().turned = None;
+    }
+
     /// Notes what holds and what does not.
     pub fn report(&self, checks: Vec<Check>) {
         self.state().checks = checks;
@@ -112,5 +117,7 @@ mod tests {
         health.state().turned = Some(Instant::now() - HANGS_AFTER);
         assert!(health.hangs().is_some());
         assert!(!health.readiness().ready);
+        health.ended();
+        assert!(health.hangs().is_none(), "there is none that could hang");
     }
 }

@@ -184,7 +184,7 @@ fn read_vbri(frame: &[u8]) -> Option<Tag> {
 pub fn open(bytes: &[u8], from: usize, at: usize) -> Result<Opened<'_>, Fault> {
     let audio = &bytes[..tags::skip_trailing(bytes).max(at)];
     let first = header(audio, at).ok_or_else(|| corrupt("MP3 is cut short within its first frame"))?;
-    // Like ffmpeg: a tag frame counts as one only where no junk stands before it.
+    // Like ffmpeg: a tag frame counts as one only if no junk stands before it.
     let tag = if at == from { read_tag(&audio[at..], first) } else { Tag::default() };
     let (mut skip, mut discard) = (0, None);
     if let Some((delay, padding)) = tag.added {

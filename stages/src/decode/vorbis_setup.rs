@@ -1,4 +1,5 @@
-//! The Vorbis setup header (Vorbis I §4.2.4), as far as it says how long packets are and whether they are decoded right.
+//! The Vorbis setup header (Vorbis I §4.2.4), as far as it says how long packets are and whether they are decoded
+//! right.
 
 use super::{Fault, corrupt};
 

@@ -139,7 +139,7 @@ fn tensor<'a>(arguments: &[Item], storage: &impl Fn(&str) -> Option<&'a [u8]>) -
     Ok(Some(Constant { shape, values }))
 }
 
-/// Sizes or strides; `None` where one is not a small count.
+/// Sizes or strides; `None` if one is not a small count.
 fn extents(items: &[Item]) -> Option<Vec<usize>> {
     items
         .iter()

@@ -1,8 +1,10 @@
-//! A convolution as one product per tile of pixels, with the maximum over windows and the functions after it on the tile.
+//! A convolution as one product per tile of pixels, with the maximum over windows and the functions after it on the
+//! tile.
 //!
-//! The image is laid out `[rows × columns × channels]`, with its zeros around it. What a kernel's row sees at a pixel then lies
-//! side by side, and neighbouring pixels overlap in place: no patch is ever copied. The sums of a whole pooling window meet
-//! in one tile that stays in the first cache, so values before the maximum are never written to memory.
+//! The image is laid out `[rows × columns × channels]`, with its zeros around it. What a kernel's row sees at a pixel
+//! then lies side by side, and neighbouring pixels overlap in place: no patch is ever copied. The sums of a whole
+//! pooling window meet in one tile that stays in the first cache, so values before the maximum are never written to
+//! memory.
 
 use super::{
     element::Element,
@@ -75,7 +77,7 @@ pub struct Geometry {
     pub channels: usize,
     /// The axes that rows and columns are in the graph are the other way round.
     turned: bool,
-    /// The axes before they were merged, where they were.
+    /// The axes before they were merged, if they were.
     merged: Option<[Axis; 2]>,
 }
 
@@ -93,7 +95,7 @@ impl Geometry {
             pool_stride: convolution.pool.stride[i],
             out: to.shape[2 + i],
         });
-        // A run is rounded up to whole steps, so rows and columns change places where that saves steps or runs.
+        // A run is rounded up to whole steps, so rows and columns change places if that saves steps or runs.
         let cost = |rows: Axis, columns: Axis| rows.kernel * ((columns.kernel * inputs).div_ceil(T::PER_STEP) + 1);
         let turned = cost(natural[1], natural[0]) < cost(natural[0], natural[1]);
         let order = if turned { [3, 2] } else { [2, 3] };
@@ -135,8 +137,8 @@ impl Geometry {
         self.from.permuted(&[0, 1])
     }
 
-    /// Whether bfloat16 keeps steady sounds exact: with many channels errors cancel, with one a level is needed, which is there for
-    /// kernels as wide as the image.
+    /// Whether bfloat16 keeps steady sounds exact: with many channels errors cancel, with one a level is needed, which
+    /// is there for kernels as wide as the image.
     pub fn may_be_rounded(&self) -> bool {
         self.column > 1 || self.merged.is_some_and(|[rows, _]| rows.window == 1)
     }
@@ -150,7 +152,7 @@ impl Geometry {
         convolution.weight.values[((channel * self.column + input) * rows + r) * columns + c]
     }
 
-    /// What keeps steady sounds exact, where values are rounded.
+    /// What keeps steady sounds exact, if values are rounded.
     fn level<T: Element>(&self, convolution: &Convolution, simd: Simd) -> Option<Level> {
         let rounded = T::PER_STEP > 1;
         let [rows, _] = self.merged.filter(|_| rounded && self.column == 1 && self.may_be_rounded())?;
@@ -272,8 +274,8 @@ impl<T: Element> Direct<T> {
         }
     }
 
-    /// What a tile multiplies whose pixels are `pixel` elements apart. `firsts` are the row and column where the kernel starts for
-    /// the first of them, `lasts` those for the last.
+    /// What a tile multiplies whose pixels are `pixel` elements apart. `firsts` are the row and column where the kernel
+    /// starts for the first of them, `lasts` those for the last.
     #[inline]
     fn operands<'a>(
         &'a self,
@@ -356,8 +358,8 @@ impl<T: Element> Vectorised for LayOutWithoutMean<'_, T> {
     }
 }
 
-/// Applies what follows to the sums of a tile, and writes them: those of the values from `first` on along an axis, at `other` of
-/// the other.
+/// Applies what follows to the sums of a tile, and writes them: those of the values from `first` on along an axis, at
+/// `other` of the other.
 pub struct Store<'a>(
     pub &'a Geometry,
     pub &'a Epilogue,

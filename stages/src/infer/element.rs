@@ -39,8 +39,8 @@ pub struct Bf16(u16);
 impl Element for Bf16 {
     const PER_STEP: usize = 2;
 
-    /// The nearest, ties to even, as AVX-512's VCVTNEPS2BF16. Windows are finite, and what arithmetic makes of infinities (a quiet
-    /// NaN) stays what it is; asking for NaN would keep compilers from vectorising.
+    /// The nearest, ties to even, as AVX-512's VCVTNEPS2BF16. Windows are finite, and what arithmetic makes of
+    /// infinities (a quiet NaN) stays what it is; asking for NaN would keep compilers from vectorising.
     #[inline(always)]
     fn from_f32(value: f32) -> Self {
         let bits = value.to_bits();

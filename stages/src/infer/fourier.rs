@@ -1,9 +1,9 @@
 //! A convolution of one channel by FFT along its longer axis.
 //!
-//! Of every row of the image there is one spectrum, of every row of a kernel one; products of both are summed over the rows of the
-//! kernel, bin by bin, and what is transformed back is a row of the result: for a kernel of 7 × 38 over 96 bands an eighth of the
-//! multiplications. Sixteen channels are worked on side by side, and of each row of them the maximum is taken before anything is
-//! stored. All in float32.
+//! Of every row of the image there is one spectrum, of every row of a kernel one; products of both are summed over the
+//! rows of the kernel, bin by bin, and what is transformed back is a row of the result: for a kernel of 7 × 38 over 96
+//! bands an eighth of the multiplications. Sixteen channels are worked on side by side, and of each row of them the
+//! maximum is taken before anything is stored. All in float32.
 
 use std::{f64::consts::TAU, ops::Range, sync::Arc};
 
@@ -19,7 +19,8 @@ use super::{
     view::View,
 };
 
-/// Rows whose products are taken together, an even number, and transformed back one by one: they stay in the first cache.
+/// Rows whose products are taken together, an even number, and transformed back one by one: they stay in the first
+/// cache.
 const ROWS: usize = 6;
 /// It has to take less than this part of the direct sum's multiplications.
 const WORTH_IT: f64 = 0.8;
@@ -70,7 +71,7 @@ pub struct Fourier {
 /// The axis that is transformed, and the length of the transform.
 pub type Choice = [usize; 2];
 
-/// What is best to transform, where it saves enough.
+/// What is best to transform; `None` if none saves enough, or it has several channels.
 pub fn best_choice(geometry: &Geometry) -> Option<Choice> {
     if !geometry.one_channel() {
         return None;
@@ -122,7 +123,7 @@ impl Spectra {
             let values = values[from.offset + number * from.strides[0]..].iter().step_by(from.strides[1]);
             row_values.iter_mut().zip(values).for_each(|(to, from)| *to = *from);
             rest.fill(0.0);
-            // Fails only where a length is wrong, and all lengths come from the transform.
+            // Fails only if a length is wrong, and all lengths come from the transform.
             let done = self.transform.process_with_scratch(row, spectrum, scratch);
             debug_assert!(done.is_ok());
             for (bin, value) in spectrum.iter().enumerate() {
@@ -308,7 +309,7 @@ fn multiply<V: Lanes, const N: usize>(
     }
 }
 
-/// The maximum of each window along a row, and of what is there where it `goes_on`.
+/// The maximum of each window along a row, and of what is there if it `goes_on`.
 #[inline(always)]
 fn pool<V: Lanes>(axis: Axis, signal: &[Row], goes_on: bool, maxima: &mut [Row]) {
     if axis.window == 1 && axis.stride == 1 && axis.pool_stride == 1 {

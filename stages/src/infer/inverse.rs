@@ -1,8 +1,8 @@
 //! The inverse FFT to sixteen real signals side by side.
 //!
-//! With Y(N − k) the conjugate of Y(k), what the bins k = 1, 5, 9, … add is the conjugate of what k = 3, 7, 11, … add, so a
-//! signal is made from those of the even bins, E, and one complex transform of a quarter of its length, C (the split radix of
-//! Duhamel and Hollmann, 1984, on real signals), or, with a factor of 3 or 5, of that part:
+//! With Y(N − k) the conjugate of Y(k), what the bins k = 1, 5, 9, … add is the conjugate of what k = 3, 7, 11, … add,
+//! so a signal is made from those of the even bins, E, and one complex transform of a quarter of its length, C (the
+//! split radix of Duhamel and Hollmann, 1984, on real signals), or, with a factor of 3 or 5, of that part:
 //!
 //! ```text
 //! y(n) = E(n mod N/2) + 2 Re(e^{2πi n/N} C(n mod N/4))
@@ -33,7 +33,7 @@ pub struct Inverse {
 
 /// Makes a signal from a shorter one and one or two complex transforms.
 struct Join {
-    /// 3 or 5; or 4, where every second bin is in the shorter signal, and every fourth in the transform.
+    /// 3 or 5; or 4, when every second bin is in the shorter signal, and every fourth in the transform.
     radix: usize,
     /// Of a transform.
     length: usize,
@@ -254,7 +254,8 @@ fn transformed<V: Lanes, const R: usize>(x: [Complex<V>; R]) -> [Complex<V>; R] 
     y
 }
 
-/// The bins of a complex transform: `first`, and every `step`-th after it. The second half of them are those of the first, conjugate.
+/// The bins of a complex transform: `first`, and every `step`-th after it. The second half of them are those of the
+/// first, conjugate.
 #[derive(Clone, Copy)]
 struct Bins<'a> {
     bins: &'a [Pair],
@@ -290,7 +291,7 @@ impl Bins<'_> {
         }
     }
 
-    /// The values `q + R · j` of their transform, which is all of it where it has one pass.
+    /// The values `q + R · j` of their transform, which is all of it if it has one pass.
     #[inline(always)]
     fn last_pass<V: Lanes, const R: usize>(self, q: usize, between: &[Pair]) -> [Complex<V>; LAST] {
         if R == 1 {

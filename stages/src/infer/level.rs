@@ -1,9 +1,9 @@
-//! Keeps steady sounds exact in bfloat16: an image is its mean over time (rows), which is convolved in float32, plus the
-//! rest, which is rounded.
+//! Keeps steady sounds exact in bfloat16: an image is its mean over time (rows), which is convolved in float32, plus
+//! the rest, which is rounded.
 //!
-//! In a steady sound every frame is rounded the same way, so errors do not average out over time. Without its mean there is
-//! little left to round. A kernel that is as wide as the image has one product with the mean per row, and each value adds those
-//! of the rows that lie inside the image.
+//! In a steady sound every frame is rounded the same way, so errors do not average out over time. Without its mean
+//! there is little left to round. A kernel that is as wide as the image has one product with the mean per row, and each
+//! value adds those of the rows that lie inside the image.
 
 use super::{
     convolution::Axis,

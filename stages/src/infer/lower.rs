@@ -1,4 +1,5 @@
-//! The text of a traced model → its graph. An operation that is not known here is an error, and the model then runs as it is.
+//! The text of a traced model → its graph. An operation that is not known here is an error, and the model then runs as
+//! it is.
 
 use std::{collections::HashMap, rc::Rc};
 

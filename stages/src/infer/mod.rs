@@ -1,8 +1,8 @@
 //! Windows of features → scores, by a model behind a small trait.
 //!
-//! A model is a TorchScript file. Its graph is read (`archive`, `script`, `lower`), rewritten by general passes (`passes`) and
-//! run by own code (`plan`, `convolution`, `fourier`, `winograd`, `kernels`). A model with an operation that is not known runs as it is, by
-//! libtorch.
+//! A model is a TorchScript file. Its graph is read (`archive`, `script`, `lower`), rewritten by general passes
+//! (`passes`) and run by own code (`plan`, `convolution`, `fourier`, `winograd`, `kernels`). A model with an operation
+//! that is not known runs as it is, by libtorch.
 
 mod archive;
 mod arguments;
@@ -144,7 +144,8 @@ fn first_line(error: &TchError) -> String {
     text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("libtorch gave no reason").to_owned()
 }
 
-/// Scores of the compiled model in float32 and of libtorch differ by rounding: 1e-6 (measured). The tenth of what is promised.
+/// Scores of the compiled model in float32 and of libtorch differ by rounding: 1e-6 (measured). The tenth of what is
+/// promised.
 const SAME: f32 = 1e-4;
 
 /// Scores, all of them finite.
@@ -158,8 +159,8 @@ fn checked(scores: Vec<f32>) -> Result<Vec<f32>, ForwardError> {
 /// Loads the model `manifest` describes from `file`, and runs it once.
 ///
 /// # Errors
-/// The file's hash, input shape or number of scores is not the manifest's; both values are in the message. Or the CPU or
-/// the model has not the arithmetic asked for.
+/// The file's hash, input shape or number of scores is not the manifest's; both values are in the message. Or the CPU
+/// or the model lacks the arithmetic asked for.
 pub fn load(file: &Path, manifest: &Manifest, choice: PrecisionChoice) -> Result<Box<dyn Model>, LoadError> {
     let path = file.to_owned();
     let bytes = fs::read(file).map_err(|source| LoadError::Unreadable { path: path.clone(), source })?;

@@ -10,8 +10,8 @@ use super::{
 /// Bytes of a register, and of a line of the cache.
 pub const LINE: usize = 64;
 
-/// Values from the start of a line on, so that a register's worth of them is never in two, which would cost a tile of few steps a
-/// tenth of its time (measured).
+/// Values from the start of a line on, so that a register's worth of them is never in two, which would cost a tile of
+/// few steps a tenth of its time (measured).
 pub type Aligned<T> = AVec<T, ConstAlign<LINE>>;
 
 /// The first `length` values of `buffer`, which grows to that.
@@ -29,7 +29,8 @@ pub struct Panel {
     pub weights: usize,
 }
 
-/// Weights in the order the tiles read them, `[panel][run][step][channel][part of a step]`; zeros where a run or the channels end.
+/// Weights in the order the tiles read them, `[panel][run][step][channel][part of a step]`; zeros where a run or the
+/// channels end.
 pub fn pack<T: Element>(
     channels: usize,
     [runs, run]: [usize; 2],

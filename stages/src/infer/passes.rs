@@ -2,10 +2,11 @@
 //!
 //! - Zeros around an image become the padding of the convolution that reads them.
 //! - A maximum over an axis of an image becomes a maximum of windows.
-//! - Functions of each value (bias, ReLU, batch-norm) join the convolution before them, and neighbouring batch-norms become one.
-//! - A maximum goes before those functions, where there are fewer values left to apply them to. Each of them is monotone
-//!   per channel; where the chain falls (a negative scale), the channel's weights change sign before the maximum and its
-//!   values after it.
+//! - Functions of each value (bias, ReLU, batch-norm) join the convolution before them, and neighbouring batch-norms
+//!   become one.
+//! - A maximum goes before those functions, where there are fewer values left to apply them to. Each of them is
+//!   monotone per channel; if the chain falls (a negative scale), the channel's weights change sign before the
+//!   maximum and its values after it.
 //! - A batch-norm beside a linear layer becomes part of its weights.
 
 use std::rc::Rc;

@@ -93,7 +93,7 @@ impl<'a> Reader<'a> {
         self.memo.get(slot)?.clone()
     }
 
-    /// Obeys one opcode; `None` where the bytes break the format, the value at the end.
+    /// Obeys one opcode; `None` if the bytes break the format, the value at the end.
     fn step(&mut self) -> Option<Result<Option<Item>, String>> {
         let opcode = self.take(1)?[0];
         let item = match opcode {

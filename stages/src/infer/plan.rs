@@ -388,7 +388,7 @@ fn max_pool(pool: Pool, from: &View, to: &View, values: &mut [f32]) {
     }
 }
 
-/// What is not a number is the largest, as in PyTorch.
+/// NaN counts as the largest, as in PyTorch.
 #[inline(always)]
 fn larger(a: f32, b: f32) -> f32 {
     if b > a || b.is_nan() { b } else { a }

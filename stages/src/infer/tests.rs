@@ -233,7 +233,8 @@ impl Case {
 }
 
 fn axis() -> impl Strategy<Value = [usize; 7]> {
-    // Kernel, stride, zeros before and after, window and stride of the maximum, and what the image has more than it must.
+    // Kernel, stride, zeros before and after, window and stride of the maximum, and what the image has more than it
+    // must.
     (1..6_usize, 1..3_usize, 0..4_usize, 0..4_usize, 1..5_usize, 1..4_usize, 0..20_usize).prop_map(Into::into)
 }
 

@@ -54,7 +54,7 @@ impl View {
         slice
     }
 
-    /// The same values in row-major order under another shape, where that needs no copy.
+    /// The same values in row-major order under another shape, if that needs no copy.
     pub fn reshaped(&self, shape: &[usize]) -> Option<Self> {
         let mut strides = vec![0; shape.len()];
         // Groups of axes that hold equally many values on both sides.

@@ -1,8 +1,9 @@
 //! A 3 × 3 convolution by Winograd's F(2 × 2, 3 × 3): 16 products for 4 sums instead of 36.
 //!
-//! Shmuel Winograd's minimal filtering, as in Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015):
-//! patches of 4 × 4 and kernels are transformed, multiplied place by place over all channels, and transformed back into 2 × 2
-//! sums, whose maximum is taken before anything is stored. Patches are rounded to bfloat16 after their transform.
+//! Shmuel Winograd's minimal filtering, as in Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks"
+//! (2015): patches of 4 × 4 and kernels are transformed, multiplied place by place over all channels, and transformed
+//! back into 2 × 2 sums, whose maximum is taken before anything is stored. Patches are rounded to bfloat16 after their
+//! transform.
 #![expect(clippy::needless_range_loop, reason = "counted loops over constants become registers")]
 
 use super::{
@@ -22,8 +23,8 @@ const PATCHES: usize = 4 * MOST_PIXELS;
 
 type Lanes = [f32; LANES];
 
-/// Elements from one place to the next, with a cache line between them: at a multiple of 4 KiB all places would share the same
-/// few sets of the first cache.
+/// Elements from one place to the next, with a cache line between them: at a multiple of 4 KiB all places would share
+/// the same few sets of the first cache.
 fn step<T>(patches: usize, inputs: usize) -> usize {
     patches * inputs + LINE / size_of::<T>()
 }
@@ -33,7 +34,7 @@ pub struct Winograd<T> {
     from: View,
     to: View,
     before: [usize; 2],
-    /// Patches per value of the result, or 1 where a patch makes 2 × 2 values, and its values along one axis.
+    /// Patches per value of the result, or 1 if a patch makes 2 × 2 values, and its values along one axis.
     patches: [usize; 2],
     values: usize,
     /// Of each place, `[place][panel][input][channel]`.
@@ -47,7 +48,7 @@ pub struct Winograd<T> {
 }
 
 impl<T: Element> Winograd<T> {
-    /// `None` where the convolution has another form than this algorithm is for.
+    /// `None` if the convolution has another form than this algorithm is for.
     pub fn new(convolution: &Convolution, from: &View, to: &View, simd: Simd, images: &mut usize) -> Option<Self> {
         let channels = convolution.channels_out();
         let inputs = convolution.weight.shape[1];
@@ -175,8 +176,8 @@ impl<T: Element> Vectorised for Transform<'_, T> {
     }
 }
 
-/// Transforms the products of `count` patches from `first` on back, `[place][patch][channel]`, and takes them into the maxima
-/// of their values, or stores the 2 × 2 values of each.
+/// Transforms the products of `count` patches from `first` on back, `[place][patch][channel]`, and takes them into the
+/// maxima of their values, or stores the 2 × 2 values of each.
 struct Gather<'a, T>(&'a Winograd<T>, &'a [f32], [usize; 2], [usize; 2], usize, &'a mut [f32]);
 
 impl<T: Element> Vectorised for Gather<'_, T> {
@@ -245,7 +246,7 @@ impl<T: Element> Vectorised for Store<'_, T> {
     }
 }
 
-/// The values from `at` on, or zeros where that is beyond them.
+/// The values from `at` on, or zeros if that is beyond them.
 #[inline(always)]
 fn lanes(values: &[f32], at: usize) -> &Lanes {
     values.get(at..).and_then(|values| values.first_chunk()).unwrap_or(&[0.0; LANES])

@@ -157,7 +157,7 @@ impl<'t> Crew<'t> {
             self.supervise();
             match process.running.ended().map(|status| status.code()) {
                 // Fenced.
-                Some(Some(0 | 1)) => break,
+                Some(Some(0 | 3)) => break,
                 Some(code) => break self.fault(&process, &format!("was replaced and ended with {code:?}")),
                 None if Instant::now() > deadline => break self.fault(&process, "was replaced and does not end"),
                 None => std::thread::sleep(Duration::from_millis(50)),

@@ -49,8 +49,8 @@ impl Committer {
         &self.closed
     }
 
-    /// Whether the thread hung in a call and has a successor now. Its producer is for a new one to fence, and dropped once
-    /// the call returns.
+    /// Whether the thread hung in a call and has a successor now. Its producer is for a new one to fence, and dropped
+    /// once the call returns.
     ///
     /// # Errors
     /// There are no more threads.

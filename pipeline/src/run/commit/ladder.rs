@@ -1,8 +1,9 @@
-//! What becomes of a result that its topic refuses for good: something smaller or plainer, down to where nothing is left.
+//! What becomes of a result that its topic refuses for good: something smaller or plainer, down to where nothing is
+//! left.
 //!
-//! A prediction or block becomes a reject of class `result-refused`, with its record as it came. A reject first loses the one
-//! thing that was refused, if that is known, then all that a topic may refuse. If even that is refused, its partition is
-//! held.
+//! A prediction or block becomes a reject of class `result-refused`, with its record as it came. A reject first loses
+//! the one thing that was refused, if that is known, then all that a topic may refuse. If even that is refused, its
+//! partition is held.
 
 use std::sync::Arc;
 
@@ -120,7 +121,7 @@ fn reduced(record: &OutRecord, id: &str, why: String) -> OutRecord {
             plain.key = Some(Bytes::from(id.to_owned()));
         }
     }
-    let own = |header: &Header| header.name.starts_with(b"__connect.errors.") || header.name.starts_with(b"tonearm.");
+    let own = |header: &Header| header::is_ours(&header.name);
     let (mut kept, mut dropped) = (0, 0);
     plain.headers.retain(|header| {
         let keep = own(header) || (header.bytes() <= LONGEST_KEPT && kept + header.bytes() <= HEADERS_KEPT);

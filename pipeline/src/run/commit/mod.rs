@@ -1,5 +1,6 @@
 //! Results on their way out: what a track made → records → a transaction with the positions of their inputs.
 
+pub mod allowance;
 pub mod committer;
 pub mod ladder;
 pub mod outbox;

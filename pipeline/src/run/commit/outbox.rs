@@ -13,10 +13,12 @@ use rdkafka::{
 };
 
 use super::{
+    allowance::Allowance,
     committer::Committer,
     output::Output,
     transaction::{
-        Attempt, Closed, Closing, End, Renewal, ResultProducer, Settings, Task, Transactions, TransactionsError,
+        Attempt, Closed, Closing, End, Renewal, ResultProducer, Settings, TRANSACTION_TIMEOUT, Task, Transactions,
+        TransactionsError, Why,
     },
 };
 use crate::{
@@ -42,6 +44,7 @@ pub struct Outbox {
     aborts: u32,
     aborted: Instant,
     last_commit: Instant,
+    allowance: Allowance,
     committer: Committer,
 }
 
@@ -69,11 +72,12 @@ struct Under {
     /// Of a commit.
     attempt: Option<Attempt>,
     sent: Vec<Sent>,
+    bytes: usize,
 }
 
 impl Under {
     fn new(begun: Instant) -> Self {
-        Self { begun, since: Instant::now(), attempt: None, sent: Vec::new() }
+        Self { begun, since: Instant::now(), attempt: None, sent: Vec::new(), bytes: 0 }
     }
 }
 
@@ -118,11 +122,12 @@ impl Outbox {
     /// No broker answers, or the configuration is refused.
     pub fn open(settings: Settings) -> Result<Self, TransactionsError> {
         let delivery = settings.delivery;
+        let allowance = Allowance::new(TRANSACTION_TIMEOUT + settings.commit_interval);
         let transactions = Transactions::new(settings);
-        let state = State::Idle(transactions.first_producer()?);
+        let state = State::Idle(transactions.first_producer(allowance.granted())?);
         let committer = Committer::start(Arc::new(transactions))?;
         let now = Instant::now();
-        Ok(Self { delivery, state, reserved: None, aborts: 0, aborted: now, last_commit: now, committer })
+        Ok(Self { delivery, state, reserved: None, aborts: 0, aborted: now, last_commit: now, allowance, committer })
     }
 
     /// The number of partitions of `topic`.
@@ -170,6 +175,11 @@ impl Outbox {
         self.last_commit
     }
 
+    /// How long a transaction may take at the moment.
+    pub fn granted(&self) -> Duration {
+        self.allowance.granted()
+    }
+
     /// How many transactions in a row were aborted.
     pub fn aborts(&self) -> u32 {
         self.aborts
@@ -182,14 +192,17 @@ impl Outbox {
             return false;
         }
         match std::mem::replace(&mut self.state, State::Closing(Under::new(Instant::now()))) {
+            State::Idle(producer) if self.allowance.shorten() => {
+                self.renew(Some(producer), Why::Time, Instant::now(), None);
+                false
+            }
             State::Idle(producer) => {
                 let begin = || match self.delivery {
                     Delivery::ExactlyOnce => producer.begin_transaction(),
                     Delivery::AtLeastOnce => Ok(()),
                 };
                 if let Err(error) = begin() {
-                    let renewal = Renewal { old: Some(producer), error, attempted: None };
-                    self.committer.take(Task { begun: Instant::now(), how: Closing::Renew(renewal) });
+                    self.renew(Some(producer), Why::Trouble(error), Instant::now(), None);
                     return false;
                 }
                 producer.context().take_refused();
@@ -222,6 +235,17 @@ impl Outbox {
             return Sending::NotNow;
         }
         let record = &output.record;
+        if !self.allowance.carries(open.bytes + record.bytes()) {
+            self.reserved = Some(place);
+            if open.sent.is_empty() {
+                self.allowance.grant(record.bytes());
+                self.lengthen();
+            }
+            return Sending::NotNow;
+        }
+        if self.reserved == Some(place) && !output.alone {
+            self.reserved = None;
+        }
         let mut message: BaseRecord<'_, [u8], [u8], usize> =
             BaseRecord::with_opaque_to(&record.topic, open.sent.len()).headers(headers::write(&record.headers));
         message.payload = record.value.as_deref();
@@ -240,6 +264,22 @@ impl Outbox {
             self.reserved = None;
         }
         Sending::Taken
+    }
+
+    /// The open transaction, in which nothing was sent, is for a producer with more time.
+    fn lengthen(&mut self) {
+        match std::mem::replace(&mut self.state, State::Closing(Under::new(Instant::now()))) {
+            State::Open(Open { producer, since, .. }) => self.renew(Some(producer), Why::Time, since, None),
+            other => self.state = other,
+        }
+    }
+
+    fn renew(&self, old: Option<ResultProducer>, why: Why, begun: Instant, attempted: Option<Attempt>) {
+        self.close_with(begun, Closing::Renew(Renewal { old, why, attempted }));
+    }
+
+    fn close_with(&self, begun: Instant, how: Closing) {
+        self.committer.take(Task { begun, timeout: self.allowance.granted(), how });
     }
 
     /// The output that the next transaction was to be for is gone.
@@ -264,9 +304,9 @@ impl Outbox {
 
     fn close(&mut self, attempt: Option<Attempt>, how: impl FnOnce(ResultProducer) -> Closing) {
         match std::mem::replace(&mut self.state, State::Closing(Under::new(Instant::now()))) {
-            State::Open(Open { producer, since: begun, sent, .. }) => {
-                self.state = State::Closing(Under { begun, since: Instant::now(), attempt, sent });
-                self.committer.take(Task { begun, how: how(producer) });
+            State::Open(Open { producer, since: begun, sent, bytes, .. }) => {
+                self.state = State::Closing(Under { begun, since: Instant::now(), attempt, sent, bytes });
+                self.close_with(begun, how(producer));
             }
             other => self.state = other,
         }
@@ -284,9 +324,8 @@ impl Outbox {
     pub fn watch(&mut self) -> Result<(), TransactionsError> {
         let State::Closing(under) = &self.state else { return Ok(()) };
         if self.committer.replaced()? {
-            let error = KafkaError::Global(RDKafkaErrorCode::OperationTimedOut);
-            let renewal = Renewal { old: None, error, attempted: under.attempt.clone() };
-            self.committer.take(Task { begun: under.begun, how: Closing::Renew(renewal) });
+            let why = Why::Trouble(KafkaError::Global(RDKafkaErrorCode::OperationTimedOut));
+            self.renew(None, why, under.begun, under.attempt.clone());
         }
         Ok(())
     }
@@ -309,7 +348,7 @@ impl Outbox {
         let proven = under.sent.len() == 1;
         let refuse = |sent: Sent, code| Refused { sent, code, proven };
         let refused: Vec<Refused> = match &end {
-            End::Committed(_) | End::Replaced => Vec::new(),
+            End::Committed(_) | End::NotBegun | End::Replaced => Vec::new(),
             // A topic that may not be written fails the transaction before it takes a record.
             End::Aborted { code: Some(code @ RDKafkaErrorCode::TopicAuthorizationFailed), .. }
                 if refused.is_empty() =>
@@ -321,8 +360,11 @@ impl Outbox {
             }
         };
         // What was void is sent again in its order, before whatever waits for a transaction of its own.
-        if !matches!(end, End::Committed(_)) {
+        if matches!(end, End::Aborted { .. } | End::Replaced) {
             self.reserved = None;
+            if under.begun.elapsed() >= self.allowance.granted() {
+                self.allowance.expired(under.bytes);
+            }
         }
         // A refusal is answered by another result: that is no reason to wait.
         let trouble = matches!(end, End::Aborted { .. }) && refused.is_empty();

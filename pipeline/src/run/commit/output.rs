@@ -228,9 +228,13 @@ impl Routes {
     fn reject_record(&self, of: &Of, record: Record, reject: &Reject) -> OutRecord {
         let mut headers = record.headers;
         // Those of an earlier round are replaced.
-        headers.retain(|header| !reject::header::ALL.iter().any(|name| header.name == name.as_bytes()));
+        headers.retain(|header| !reject::header::is_ours(&header.name));
         let own = reject.headers(&record.topic, record.partition, record.offset);
         headers.extend(own.map(|(name, value)| Header::new(name, value)));
+        if record.gone {
+            let why = "the record is no longer in its topic; left out: its value and most of its headers";
+            headers.push(Header::new(reject::header::REDUCED, why));
+        }
         OutRecord {
             topic: Arc::clone(&self.rejected),
             partition: self.rejected_keeps_partition.then_some(of.carried.partition),

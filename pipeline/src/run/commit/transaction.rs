@@ -7,7 +7,7 @@ use std::{
 };
 
 use rdkafka::{
-    ClientContext,
+    ClientContext, Message,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, ConsumerGroupMetadata, DefaultConsumerContext},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
@@ -31,10 +31,8 @@ const RETRY: Duration = Duration::from_millis(20);
 /// Between two looks at whether everything is delivered, which takes a few milliseconds.
 const LOOK_AGAIN: Duration = Duration::from_micros(500);
 
-/// How long a transaction may take on top of the commit interval. Readers of results see nothing behind an unfinished
-/// one, and a killed process leaves one open until this is over, unless a process with the same instance id starts
-/// before. What a short time costs is little: results of an expired transaction are sent again.
-const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a transaction of usual results may take on top of the commit interval, see [`Allowance`](super::allowance).
+pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub type ResultProducer = ThreadedProducer<Deliveries>;
 
@@ -42,6 +40,8 @@ pub type ResultProducer = ThreadedProducer<Deliveries>;
 pub struct Task {
     /// When it was begun.
     pub begun: Instant,
+    /// Of transactions, for a new producer.
+    pub timeout: Duration,
     pub how: Closing,
 }
 
@@ -62,9 +62,17 @@ pub struct Attempt {
 pub struct Renewal {
     /// `None` if a call with it hangs.
     pub old: Option<ResultProducer>,
-    pub error: KafkaError,
+    pub why: Why,
     /// Of a commit that was under way.
     pub attempted: Option<Attempt>,
+}
+
+/// Why a producer has a successor.
+pub enum Why {
+    /// It cannot go on.
+    Trouble(KafkaError),
+    /// Its transactions may not take as long as the next one is to.
+    Time,
 }
 
 /// A transaction or batch that has ended, and the producer for the next.
@@ -78,6 +86,8 @@ pub struct Closed {
 pub enum End {
     /// Results are written, and these positions in the input with them.
     Committed(Positions),
+    /// Nothing was sent.
+    NotBegun,
     /// What was sent is void: the input topic was deleted and made again since its records were read.
     Replaced,
     /// What was sent is void.
@@ -112,18 +122,18 @@ pub struct Settings {
     pub delivery: Delivery,
     pub transactional_id: String,
     pub commit_interval: Duration,
+    /// Topics of results.
+    pub topics: [String; 2],
 }
 
 /// Makes producers and ends their transactions.
 pub struct Transactions {
     settings: Settings,
-    /// Of transactions.
-    timeout: Duration,
 }
 
 impl Transactions {
     pub fn new(settings: Settings) -> Self {
-        Self { timeout: TRANSACTION_TIMEOUT + settings.commit_interval, settings }
+        Self { settings }
     }
 
     fn exactly_once(&self) -> bool {
@@ -131,11 +141,11 @@ impl Transactions {
     }
 
     /// A producer whose predecessor's open transaction is aborted.
-    pub fn first_producer(&self) -> Result<ResultProducer, TransactionsError> {
-        let producer = self.producer()?;
+    pub fn first_producer(&self, timeout: Duration) -> Result<ResultProducer, TransactionsError> {
+        let producer = self.producer(timeout)?;
         if self.exactly_once() {
             // Longer than an open transaction of a killed predecessor can hold it up.
-            let patience = self.timeout + kafka::FIRST_ANSWER;
+            let patience = timeout + kafka::FIRST_ANSWER;
             producer.init_transactions(patience).map_err(|source| match Remedy::of(&source) {
                 Remedy::Fatal => TransactionsError::Fatal(source),
                 _ => ClientError::Unreachable { brokers: self.settings.kafka.brokers.clone(), source }.into(),
@@ -144,7 +154,7 @@ impl Transactions {
         Ok(producer)
     }
 
-    fn producer(&self) -> Result<ResultProducer, ClientError> {
+    fn producer(&self, timeout: Duration) -> Result<ResultProducer, ClientError> {
         let kafka = &self.settings.kafka;
         let mut client = kafka::client_config(kafka);
         client
@@ -160,10 +170,10 @@ impl Transactions {
         if self.exactly_once() {
             client
                 .set("transactional.id", &self.settings.transactional_id)
-                .set("transaction.timeout.ms", self.timeout.as_millis().to_string());
+                .set("transaction.timeout.ms", timeout.as_millis().to_string());
         }
         let client = kafka::with_properties(client, kafka);
-        client.create_with_context(Deliveries::default()).map_err(ClientError::Config)
+        client.create_with_context(Deliveries::new(timeout)).map_err(ClientError::Config)
     }
 
     /// Ends a transaction or batch, however long it takes.
@@ -179,7 +189,7 @@ impl Transactions {
     }
 
     fn try_close(&self, task: Task, call: &Watchdog) -> Result<Closed, Interrupted> {
-        let Task { begun, how } = task;
+        let Task { begun, timeout, how } = task;
         let (producer, attempted, end) = match how {
             Closing::Commit { producer, attempt, group } => match self.commit(&producer, &attempt, group, call)? {
                 Ok(Identity::Same) => {
@@ -187,18 +197,19 @@ impl Transactions {
                 }
                 Ok(Identity::Another) => (producer, None, End::Replaced),
                 Err(error) if matches!(Remedy::of(&error), Remedy::Fatal) => {
-                    let renewal = Renewal { old: Some(producer), error, attempted: Some(attempt) };
-                    return self.renew(renewal, begun, call);
+                    let renewal = Renewal { old: Some(producer), why: Why::Trouble(error), attempted: Some(attempt) };
+                    return self.renew(renewal, begun, timeout, call);
                 }
                 Err(error) => (producer, Some(attempt), End::aborted(&error)),
             },
             Closing::Abort { producer, reason } => (producer, None, End::Aborted { reason, code: None }),
-            Closing::Renew(renewal) => return self.renew(renewal, begun, call),
+            Closing::Renew(renewal) => return self.renew(renewal, begun, timeout, call),
         };
         if self.exactly_once()
             && let Err(error) = persist(call, || producer.abort_transaction(STEP))?
         {
-            return self.renew(Renewal { old: Some(producer), error, attempted }, begun, call);
+            let renewal = Renewal { old: Some(producer), why: Why::Trouble(error), attempted };
+            return self.renew(renewal, begun, timeout, call);
         }
         // Until each record has been told of.
         await_deliveries(&producer);
@@ -214,18 +225,32 @@ impl Transactions {
         group: Option<ConsumerGroupMetadata>,
         call: &Watchdog,
     ) -> Result<KafkaResult<Identity>, Lost> {
-        let prepared = producer.context().all_delivered();
-        match prepared.and_then(|()| Ok(call.watch(|| identity(producer, &attempt.at)))) {
-            Err(error) => return Ok(Err(error)),
-            Ok(identity) => match identity? {
-                Ok(Identity::Same) => {}
-                other => return Ok(other),
-            },
+        // What is asked below would wait behind what is being sent.
+        if !await_deliveries(producer) && self.exactly_once() {
+            // librdkafka goes on asking for a topic that is not there, and nothing of the transaction is sent meanwhile.
+            let missing = self.missing(producer);
+            if !missing.is_empty() {
+                producer.context().note_missing(missing);
+                return Ok(Err(KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopicOrPartition)));
+            }
+        }
+        if let Err(error) = persist(call, || producer.flush(STEP))? {
+            return Ok(Err(error));
+        }
+        if let Err(error) = producer.context().all_delivered() {
+            return Ok(Err(error));
+        }
+        let mut same = Identity::Another;
+        let ask = || {
+            same = identity(producer, &attempt.at)?;
+            Ok(())
+        };
+        match persist(call, ask)? {
+            Ok(()) if matches!(same, Identity::Same) => {}
+            other => return Ok(other.map(|()| same)),
         }
         if !self.exactly_once() {
-            await_deliveries(producer);
-            let flushed = persist(call, || producer.flush(STEP))?;
-            return Ok(flushed.and_then(|()| producer.context().all_delivered()).map(|()| Identity::Same));
+            return Ok(Ok(same));
         }
         tracing::debug!(?attempt, "committing");
         let prepare = || {
@@ -234,10 +259,7 @@ impl Transactions {
         };
         let committed = match prepare() {
             Ok((list, group)) => match persist(call, || producer.send_offsets_to_transaction(&list, &group, STEP))? {
-                Ok(()) => {
-                    await_deliveries(producer);
-                    persist(call, || producer.commit_transaction(STEP))?
-                }
+                Ok(()) => persist(call, || producer.commit_transaction(STEP))?,
                 Err(error) => Err(error),
             },
             Err(error) => Err(error),
@@ -245,27 +267,52 @@ impl Transactions {
         Ok(committed.map(|()| Identity::Same))
     }
 
+    /// Topics of results that are not there. Without an answer it is none.
+    fn missing(&self, producer: &ResultProducer) -> Vec<String> {
+        use RDKafkaErrorCode::{UnknownTopic, UnknownTopicOrPartition};
+        let names = self.settings.topics.each_ref().map(String::as_str);
+        let found = kafka::topics(producer.client(), &names, STEP).unwrap_or_default();
+        let found = self.settings.topics.iter().zip(found);
+        let missing = found.filter(|(_, topic)| matches!(topic, Err(UnknownTopic | UnknownTopicOrPartition)));
+        missing.map(|(name, _)| name.clone()).collect()
+    }
+
     /// A new producer in place of one that cannot go on, for example after brokers were gone for longer than a
     /// transaction may last. Whether a commit under way went through is asked of the group.
-    fn renew(&self, renewal: Renewal, begun: Instant, call: &Watchdog) -> Result<Closed, Interrupted> {
-        let Renewal { old, error, attempted } = renewal;
+    fn renew(
+        &self,
+        renewal: Renewal,
+        begun: Instant,
+        timeout: Duration,
+        call: &Watchdog,
+    ) -> Result<Closed, Interrupted> {
+        let Renewal { old, why, attempted } = renewal;
         let fatal = old.as_ref().and_then(|old| old.client().fatal_error()).map(|(code, _)| code);
+        let code = match &why {
+            Why::Trouble(error) => fatal.or(error.rdkafka_error_code()),
+            Why::Time => fatal,
+        };
         // The broker also fences the producer of a transaction that lasted too long, so an old one proves nothing. Where
         // it was another process after all, the next transaction is fenced young.
-        if is_fence(fatal.or(error.rdkafka_error_code())) && begun.elapsed() < self.timeout {
+        let lasts = old.as_ref().map_or(timeout, |old| old.context().timeout);
+        if is_fence(code) && begun.elapsed() < lasts {
             let Kafka { instance_id, group_id, .. } = self.settings.kafka.clone();
             return Err(TransactionsError::Fenced { instance_id, group_id }.into());
         }
-        metrics::producer_renewed(&error);
+        match &why {
+            Why::Trouble(error) => metrics::producer_renewed(error),
+            Why::Time => tracing::debug!(?timeout, "transactions take another time from now on"),
+        }
         let refused = old.as_ref().map(|old| old.context().take_refused()).unwrap_or_default();
         call.watch(|| drop(old))?;
-        let producer = self.producer()?;
+        let producer = self.producer(timeout)?;
         if self.exactly_once() {
             persist(call, || producer.init_transactions(STEP))?.map_err(TransactionsError::Fatal)?;
         }
-        let end = match attempted {
-            Some(attempt) if self.went_through(&attempt)? => End::Committed(attempt.positions),
-            _ => End::aborted(&error),
+        let end = match (attempted, &why) {
+            (Some(attempt), _) if self.went_through(&attempt)? => End::Committed(attempt.positions),
+            (_, Why::Trouble(error)) => End::aborted(error),
+            (_, Why::Time) => End::NotBegun,
         };
         Ok(Closed { producer, end, refused })
     }
@@ -335,17 +382,19 @@ fn is_fence(code: Option<RDKafkaErrorCode>) -> bool {
 }
 
 /// Waits for what was sent, as rdkafka does before a commit, but not 100 ms at a time.
-fn await_deliveries(producer: &ResultProducer) {
+/// Returns whether all of it has arrived.
+fn await_deliveries(producer: &ResultProducer) -> bool {
     let until = Instant::now() + STEP;
     while producer.in_flight_count() > 0 && Instant::now() < until {
         std::thread::sleep(LOOK_AGAIN);
     }
+    producer.in_flight_count() == 0
 }
 
 /// Calls until it is done or fails for another reason than time.
-fn persist(call: &Watchdog, attempt: impl Fn() -> KafkaResult<()>) -> Result<KafkaResult<()>, Lost> {
+fn persist(call: &Watchdog, mut attempt: impl FnMut() -> KafkaResult<()>) -> Result<KafkaResult<()>, Lost> {
     loop {
-        match call.watch(&attempt)? {
+        match call.watch(&mut attempt)? {
             Err(error) if matches!(Remedy::of(&error), Remedy::Retry) => {
                 tracing::debug!("once more: {error}");
                 std::thread::sleep(RETRY);
@@ -372,7 +421,8 @@ impl Remedy {
             KafkaError::Transaction(error) if error.txn_requires_abort() => Self::Abort,
             KafkaError::Transaction(error) if error.is_retriable() => Self::Retry,
             KafkaError::Transaction(_) => Self::Fatal,
-            KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut) => Self::Retry,
+            KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)
+            | KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut) => Self::Retry,
             error => match error.rdkafka_error_code() {
                 Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::Fenced) => Self::Fatal,
                 _ => Self::Abort,
@@ -382,8 +432,11 @@ impl Remedy {
 }
 
 /// Notes what could not be delivered.
-#[derive(Default)]
-pub struct Deliveries(Mutex<Failures>);
+pub struct Deliveries {
+    failures: Mutex<Failures>,
+    /// Of the producer's transactions.
+    timeout: Duration,
+}
 
 #[derive(Default)]
 struct Failures {
@@ -391,16 +444,26 @@ struct Failures {
     first: Option<KafkaError>,
     /// Records that were refused for good, by their number in the transaction.
     refused: Vec<(usize, RDKafkaErrorCode)>,
+    /// Topics that are not there, whatever librdkafka says of what was sent to them.
+    missing: Vec<String>,
 }
 
 impl Deliveries {
+    fn new(timeout: Duration) -> Self {
+        Self { failures: Mutex::default(), timeout }
+    }
+
     fn failures(&self) -> MutexGuard<'_, Failures> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Those records that were refused since the last call, each by its number, and why.
     pub fn take_refused(&self) -> Vec<(usize, RDKafkaErrorCode)> {
         std::mem::take(&mut *self.failures()).refused
+    }
+
+    fn note_missing(&self, topics: Vec<String>) {
+        self.failures().missing = topics;
     }
 
     /// Notes that the record with this number in the transaction was not delivered.
@@ -453,8 +516,14 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
-        if let Err((error, _)) = result {
-            self.note_failure(error, number);
+        let Err((error, record)) = result else { return };
+        let is_missing = self.failures().missing.iter().any(|topic| topic == record.topic());
+        match is_missing {
+            true => {
+                let unknown = KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopicOrPartition);
+                self.note_failure(&unknown, number);
+            }
+            false => self.note_failure(error, number),
         }
     }
 }

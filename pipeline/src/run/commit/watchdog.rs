@@ -5,8 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A call should take a second at most, see [`Transactions`](super::transaction::Transactions). After this long it is taken
-/// to hang: librdkafka's `send_offsets_to_transaction` may wait for ever for a broker that has left the cluster
+/// A call should take a second at most, see [`Transactions`](super::transaction::Transactions). After this long it is
+/// taken to hang: librdkafka's `send_offsets_to_transaction` may wait for ever for a broker that has left the cluster
 /// (confluentinc/librdkafka#5511).
 const HANGS_AFTER: Duration = Duration::from_secs(10);
 

@@ -130,11 +130,11 @@ fn reject_record(work: &BlockWork, record: Record, receipt: Receipt, received: I
 
 /// How far a track is.
 enum Progress {
-    Working(Chain),
+    Working(Box<Chain>),
     /// It failed. Its last block is waited for, so that all of them are behind it when it is committed.
     Failed {
         reject: Reject,
-        last: Option<Block>,
+        last: Option<Box<Block>>,
     },
 }
 
@@ -149,7 +149,7 @@ async fn track(work: BlockWork, tag: Arc<Tag>, first: Arrived, mut pieces: Unbou
         return;
     }
     let chain = Chain::new(Arc::clone(work.engine.catalogue()), work.engine.pool().clone(), Arc::clone(&tag), origin);
-    let mut progress = Progress::Working(chain);
+    let mut progress = Progress::Working(Box::new(chain));
 
     let mut next = (head, expected, record, None);
     loop {
@@ -172,7 +172,9 @@ async fn track(work: BlockWork, tag: Arc<Tag>, first: Arrived, mut pieces: Unbou
         if !reply.is_wanted() {
             return;
         }
-        receipt.map(|receipt: Receipt| receipt.complete(Vec::new()));
+        if let Some(receipt) = receipt {
+            Receipt::complete(receipt, Vec::new());
+        }
         if let Some(end) = head.track.end {
             return finish(&work, &tag, progress, end, reply).await;
         }
@@ -188,7 +190,7 @@ async fn track(work: BlockWork, tag: Arc<Tag>, first: Arrived, mut pieces: Unbou
                     progress = failed;
                 }
                 if let Progress::Failed { reject, last } = progress {
-                    reject_track(&work, reply, reject, last).await;
+                    reject_track(&work, reply, reject, last.map(|last| *last)).await;
                 }
                 return;
             }
@@ -234,7 +236,7 @@ async fn feed(
 fn failed(chain: &mut Chain, tag: &Tag, failure: std::thread::Result<Failure>) -> Option<Progress> {
     let ended = failure.map(|failure| chain.fail(failure));
     match guarded(chain, tag, ended)? {
-        Outcome::Reject { reject, last } => Some(Progress::Failed { reject, last }),
+        Outcome::Reject { reject, last } => Some(Progress::Failed { reject, last: last.map(Box::new) }),
         Outcome::Prediction(_) | Outcome::Block(_) => None,
     }
 }
@@ -257,10 +259,12 @@ async fn finish(work: &BlockWork, tag: &Tag, progress: Progress, end: TrackEnd, 
                 None => {}
             }
         }
-        (Progress::Failed { reject, last }, TrackEnd::Whole { .. }) => reject_track(work, reply, reject, last).await,
+        (Progress::Failed { reject, last }, TrackEnd::Whole { .. }) => {
+            reject_track(work, reply, reject, last.map(|last| *last)).await;
+        }
         // An earlier stage has written its reject: only the next stage may have to know.
         (Progress::Working(mut chain), TrackEnd::Rejected) => reply.pass_on(chain.stop()),
-        (Progress::Failed { last, .. }, TrackEnd::Rejected) => reply.pass_on(last),
+        (Progress::Failed { last, .. }, TrackEnd::Rejected) => reply.pass_on(last.map(|last| *last)),
     }
 }
 

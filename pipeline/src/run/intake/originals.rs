@@ -64,8 +64,8 @@ impl Originals {
         Ok(Self(ask))
     }
 
-    /// The record that a track was encoded in; without its value if it is no longer there. `None` if the lease ends before it
-    /// is read, which takes as long as it takes.
+    /// The record that a track was encoded in; without its value if it is no longer there. `None` if the lease ends
+    /// before it is read, which takes as long as it takes.
     pub async fn read(&self, of: &Arc<Of>, lease: Arc<Lease>) -> Option<Record> {
         let (answer, answered) = oneshot::channel();
         self.ask(of, lease, move |record| _ = answer.send(record));
@@ -104,6 +104,7 @@ impl Reader {
                         value: None,
                         headers: of.carried.headers.clone(),
                         timestamp_ms: *timestamp_ms,
+                        gone: true,
                     });
                 }
                 Some(Ok(Fetched::Later)) | None => {}

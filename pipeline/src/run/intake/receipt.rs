@@ -72,3 +72,22 @@ impl Drop for Receipt {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::unbounded;
+
+    use super::*;
+
+    #[test]
+    fn a_receipt_that_is_dropped_without_an_answer_says_so_once() {
+        let (reports, heard) = unbounded();
+        let receipt = |offset| Receipt::new(1, 2, offset, Arc::default(), reports.clone());
+        drop(receipt(7));
+        receipt(8).complete(Vec::new());
+        let heard: Vec<Report> = heard.try_iter().collect();
+        assert_eq!(heard.iter().map(|report| report.offset).collect::<Vec<_>>(), [7, 8]);
+        assert!(matches!(heard[0].event, Event::Cancelled));
+        assert!(matches!(heard[1].event, Event::Complete(_)));
+    }
+}

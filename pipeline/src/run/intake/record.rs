@@ -18,6 +18,8 @@ pub struct Record {
     pub headers: Vec<Header>,
     /// Milliseconds since 1970.
     pub timestamp_ms: Option<i64>,
+    /// It is no longer in its topic: only what its track carried is known of it.
+    pub gone: bool,
 }
 
 impl Record {
@@ -30,6 +32,7 @@ impl Record {
             value: message.payload().map(Bytes::copy_from_slice),
             headers: headers::read(message),
             timestamp_ms: message.timestamp().to_millis(),
+            gone: false,
         }
     }
 

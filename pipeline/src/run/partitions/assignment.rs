@@ -1,5 +1,5 @@
-//! Partitions come and go: what the group has decided is carried out here, in the loop's thread, once the shards are ready
-//! for it.
+//! Partitions come and go: what the group has decided is carried out here, in the loop's thread, once the shards are
+//! ready for it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -62,7 +62,13 @@ impl Partitions {
         &self.answers
     }
 
-    /// New partitions. It is asked where the group is, unless the process is `stopping`: nothing is read before that is known.
+    /// Whether the group has ever given this process partitions.
+    pub fn were_assigned(&self) -> bool {
+        self.count > 0
+    }
+
+    /// New partitions. It is asked where the group is, unless the process is `stopping`: nothing is read before that is
+    /// known.
     ///
     /// # Errors
     /// One has no queue.
@@ -112,8 +118,8 @@ impl Partitions {
         }
     }
 
-    /// The topic is another of the same name: what is held of the old one is void, and the new one is read from where the
-    /// group is in it.
+    /// The topic is another of the same name: what is held of the old one is void, and the new one is read from where
+    /// the group is in it.
     pub fn start_over(&mut self) {
         let now = Instant::now();
         let mut again = Vec::new();
@@ -226,7 +232,7 @@ impl Partitions {
         }
     }
 
-    fn take_up(&self, input: &Input, partitions: &TopicPartitionList) {
+    fn take_up(&self, input: &mut Input, partitions: &TopicPartitionList) {
         if let Err(error) = input.take_up(partitions) {
             tracing::error!("partitions cannot be taken up: {error}");
         }
@@ -241,7 +247,7 @@ impl Partitions {
     }
 
     /// Partitions that another process already owns: what is held of them is void.
-    pub fn lose(&mut self, input: &Input, partitions: &TopicPartitionList) {
+    pub fn lose(&mut self, input: &mut Input, partitions: &TopicPartitionList) {
         let numbers = numbers(partitions);
         metrics::rebalanced("lost", &numbers, self.shards.len().saturating_sub(numbers.len()));
         self.forget(&numbers);
@@ -263,9 +269,9 @@ impl Partitions {
         }
     }
 
-    /// The process ends: nothing is begun any more. The group waits for those that were to be taken up before it takes them
-    /// back.
-    pub fn stop(&mut self, input: &Input, deadline: Instant) {
+    /// The process ends: nothing is begun any more. The group waits for those that were to be taken up before it takes
+    /// them back.
+    pub fn stop(&mut self, input: &mut Input, deadline: Instant) {
         let all: Vec<i32> = self.shards.keys().copied().collect();
         self.drain(&all, deadline);
         for (_, partitions) in std::mem::take(&mut self.assigned) {
@@ -273,7 +279,7 @@ impl Partitions {
         }
     }
 
-    /// Whatever tracks make of these shards is of no use from now on.
+    /// Cancels all tracks of these shards, and drops what is held of them.
     fn forget(&mut self, partitions: &[i32]) {
         for partition in partitions {
             if let Some(shard) = self.shards.remove(partition) {
@@ -282,7 +288,7 @@ impl Partitions {
         }
     }
 
-    fn give_back(&self, input: &Input, partitions: &TopicPartitionList) {
+    fn give_back(&self, input: &mut Input, partitions: &TopicPartitionList) {
         if let Err(error) = input.give_back(partitions) {
             tracing::error!("partitions cannot be given back: {error}");
         }
@@ -307,9 +313,9 @@ impl Partitions {
         given_back
     }
 
-    /// The end: whatever tracks still have is of no use. Changes that are not carried out yet are, or the consumer would
-    /// wait for it for ever when it closes.
-    pub fn leave(&mut self, input: &Input) {
+    /// The end: all tracks are cancelled. Changes that are still to be carried out are, or the consumer would wait for
+    /// them for ever when it closes.
+    pub fn leave(&mut self, input: &mut Input) {
         let records: usize = self.shards.values().map(|shard| shard.ledger.len()).sum();
         if records > 0 {
             tracing::info!(records, "records are left to the partitions' next owner");

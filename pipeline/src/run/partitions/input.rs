@@ -1,10 +1,10 @@
-//! The input topic, as this process reads it: the consumer, and a queue for each partition, apart from all others. One that
-//! is full is just not read. Partitions are never paused: that would drop what was read ahead.
+//! The input topic, as this process reads it: the consumer, and a queue for each partition, apart from all others. One
+//! that is full is just not read. Partitions are never paused: that would drop what was read ahead.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -17,11 +17,12 @@ use rdkafka::{
 use super::{
     membership::{self, Change, GroupConsumer, PartitionQueue},
     positions::{Coordinates, Positions},
+    window::{Moves, Window},
 };
 use crate::run::intake::record::Record;
 
-/// Events of the group that are served per turn of the loop. With a zero timeout `poll` returns after each, and says nothing
-/// of whether there are more; with a longer one it would wait on the wall clock, which may be set back.
+/// Events of the group that are served per turn of the loop. With a zero timeout `poll` returns after each, and says
+/// nothing of whether there are more; with a longer one it would wait on the wall clock, which may be set back.
 const EVENTS: usize = 8;
 
 pub struct Input {
@@ -32,10 +33,11 @@ pub struct Input {
     readable: BTreeSet<i32>,
     filled: (Sender<i32>, Receiver<i32>),
     wake: Sender<()>,
+    window: Window,
 }
 
 impl Input {
-    pub fn new(consumer: Arc<GroupConsumer>, topic: &str, wake: Sender<()>) -> Self {
+    pub fn new(consumer: Arc<GroupConsumer>, topic: &str, wake: Sender<()>, window: Window) -> Self {
         Self {
             consumer,
             topic: topic.into(),
@@ -43,6 +45,7 @@ impl Input {
             readable: BTreeSet::new(),
             filled: unbounded(),
             wake,
+            window,
         }
     }
 
@@ -108,8 +111,17 @@ impl Input {
     pub fn next(&mut self, partition: i32) -> Option<KafkaResult<Record>> {
         let message = self.queues.get(&partition).and_then(|queue| queue.poll(Duration::ZERO));
         match message {
-            Some(Ok(message)) => Some(Ok(Record::of(&self.topic, &message))),
-            Some(Err(error)) => Some(Err(error)),
+            Some(Ok(message)) => {
+                let record = Record::of(&self.topic, &message);
+                self.window.saw_record(partition, record.bytes(), Instant::now());
+                Some(Ok(record))
+            }
+            Some(Err(error)) => {
+                if matches!(error, KafkaError::PartitionEOF(_)) {
+                    self.window.saw_end(partition);
+                }
+                Some(Err(error))
+            }
             None => {
                 self.readable.remove(&partition);
                 None
@@ -123,14 +135,51 @@ impl Input {
     pub fn read_from(&mut self, partitions: &TopicPartitionList) -> KafkaResult<()> {
         self.readable.extend(partitions.elements().iter().map(|element| element.partition()));
         membership::unassign(&self.consumer, partitions)?;
-        membership::assign(&self.consumer, partitions)
+        self.take_up(partitions)
     }
 
-    pub fn take_up(&self, partitions: &TopicPartitionList) -> KafkaResult<()> {
-        membership::assign(&self.consumer, partitions)
+    pub fn take_up(&mut self, partitions: &TopicPartitionList) -> KafkaResult<()> {
+        membership::assign(&self.consumer, partitions)?;
+        partitions.elements().iter().for_each(|element| self.window.add(element.partition()));
+        let moves = self.window.turn(Instant::now());
+        let closed = partitions.elements().iter().map(|element| element.partition()).collect::<Vec<_>>();
+        let closed = closed.into_iter().filter(|partition| !moves.open.contains(partition));
+        let close = moves.close.iter().copied().chain(closed).collect();
+        self.carry_out(&Moves { close, ..moves });
+        Ok(())
     }
 
-    pub fn give_back(&self, partitions: &TopicPartitionList) -> KafkaResult<()> {
+    /// Lets partitions take turns if not all of them can be fetched at a time.
+    pub fn turn(&mut self) {
+        let moves = self.window.turn(Instant::now());
+        self.carry_out(&moves);
+    }
+
+    /// Bytes that librdkafka may have read ahead.
+    pub fn read_ahead(&self) -> usize {
+        self.window.expected()
+    }
+
+    fn carry_out(&mut self, moves: &Moves) {
+        let list = |partitions: &[i32]| {
+            let mut list = TopicPartitionList::new();
+            partitions.iter().for_each(|partition| _ = list.add_partition(&self.topic, *partition));
+            list
+        };
+        if !moves.close.is_empty()
+            && let Err(error) = self.consumer.pause(&list(&moves.close))
+        {
+            tracing::debug!("partitions {:?} are fetched on: {error}", moves.close);
+        }
+        if !moves.open.is_empty()
+            && let Err(error) = self.consumer.resume(&list(&moves.open))
+        {
+            tracing::warn!("partitions {:?} are not fetched: {error}", moves.open);
+        }
+    }
+
+    pub fn give_back(&mut self, partitions: &TopicPartitionList) -> KafkaResult<()> {
+        partitions.elements().iter().for_each(|element| self.window.remove(element.partition()));
         membership::unassign(&self.consumer, partitions)
     }
 

@@ -78,8 +78,8 @@ impl Lease {
 
     /// Takes room for a block of the record at `offset`, as soon as there is some. `false` if the lease is over.
     ///
-    /// Records behind the head leave half of the room to it. So the head always goes on: its blocks are sent and committed
-    /// whatever the others do, and it is begun, as records are begun in order.
+    /// Records behind the head leave half of the room to it. So the head always goes on: its blocks are sent and
+    /// committed whatever the others do, and it is begun, as records are begun in order.
     pub async fn reserve(&self, offset: i64, bytes: usize) -> bool {
         poll_fn(|context| {
             let mut state = self.lock();

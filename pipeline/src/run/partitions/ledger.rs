@@ -1,8 +1,8 @@
 //! What is known of the records of one partition: which are worked on, what came of them, what is sent and committed.
 //!
-//! Records may finish in any order. What came of them is sent in offset order, and a position is only ever committed when
-//! everything before it was sent. A long record may send some of its outputs before it is complete: the position then
-//! stays at the record and counts them.
+//! Records may finish in any order. What came of them is sent in offset order, and a position is only ever committed
+//! when everything before it was sent. A long record may send some of its outputs before it is complete: the position
+//! then stays at the record and counts them.
 
 use std::{cell::Cell, collections::VecDeque, rc::Rc};
 
@@ -106,8 +106,8 @@ impl<T> Ledger<T> {
         self.tally.take(bytes);
     }
 
-    /// Takes a record on that weighs `bytes` while it is worked on; its first `committed` outputs are not wanted. Returns
-    /// `false` if its offset was taken on before.
+    /// Takes a record on that weighs `bytes` while it is worked on; its first `committed` outputs are not wanted.
+    /// Returns `false` if its offset was taken on before.
     #[must_use]
     pub fn accept(&mut self, offset: i64, bytes: usize, committed: u64) -> bool {
         if self.last_accepted.is_some_and(|last| offset <= last) {
@@ -139,8 +139,8 @@ impl<T> Ledger<T> {
         }
     }
 
-    /// Adds an output of a record that is worked on. Returns `false` if it is not wanted: it was committed before, or another
-    /// took its place.
+    /// Adds an output of a record that is worked on. Returns `false` if it is not wanted: it was committed before, or
+    /// another took its place.
     pub fn add(&mut self, offset: i64, bytes: usize, output: T) -> bool {
         let Some(entry) = self.entry(offset).filter(|entry| entry.work == Work::Under) else { return false };
         if entry.skip > 0 {
@@ -182,8 +182,8 @@ impl<T> Ledger<T> {
         entry.outputs.get_mut(index).map(|(output, _)| output)
     }
 
-    /// Puts `outputs`, each with its bytes, in the place of an output that is not sent and of all that its record has behind
-    /// it: the record is complete with them. Returns those that went.
+    /// Puts `outputs`, each with its bytes, in the place of an output that is not sent and of all that its record has
+    /// behind it: the record is complete with them. Returns those that went.
     pub fn replace(&mut self, place: Place, outputs: Vec<(T, usize)>) -> Vec<T> {
         let Some(entry) = self.entry(place.offset) else { return Vec::new() };
         let index = place.number.checked_sub(entry.committed).and_then(|index| usize::try_from(index).ok());
@@ -251,7 +251,7 @@ impl<T> Ledger<T> {
         self.sent > 0 || self.entries.front().is_some_and(|entry| entry.sent > 0)
     }
 
-    /// What was sent is committed: its outputs are handed out in order and forgotten.
+    /// Notes that what was sent is committed. Returns its outputs in order.
     pub fn commit(&mut self) -> Vec<T> {
         let mut committed = Vec::new();
         let mut bytes = 0;
@@ -280,7 +280,7 @@ impl<T> Ledger<T> {
         }
     }
 
-    /// What was sent is lost with its transaction, and is to be sent again.
+    /// Notes that what was sent is void, and is to be sent again.
     pub fn rewind(&mut self) {
         for entry in self.entries.iter_mut().take(self.sent + 1) {
             entry.sent = 0;

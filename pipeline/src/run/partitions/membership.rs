@@ -16,6 +16,7 @@ use rdkafka::{
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    statistics::Broker,
     types::RDKafkaRespErr,
 };
 
@@ -43,11 +44,17 @@ pub struct Membership {
     wake: Sender<()>,
 }
 
+/// A broker that leaves a request without an answer for this long is as good as gone, in microseconds. The connection stays
+/// until librdkafka's `socket.timeout.ms` of a minute.
+const SILENT_AFTER_US: i64 = 8_000_000;
+
 /// What librdkafka's last statistics said.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
-    /// Whether a broker was connected; `None` before the first statistics.
+    /// Whether a broker was connected and answered; `None` before the first statistics.
     pub connected: Option<bool>,
+    /// Why the input cannot be read; see [`watch`](super::watch).
+    pub unreadable: Option<String>,
     /// Since when the group's coordinator counts this process in without a break.
     pub member_since: Option<Instant>,
     /// By partition.
@@ -91,7 +98,12 @@ impl Membership {
 ///
 /// # Errors
 /// librdkafka refuses the configuration.
-pub fn consumer(kafka: &Kafka, protocol: GroupProtocol, wake: Sender<()>) -> Result<GroupConsumer, ClientError> {
+pub fn consumer(
+    kafka: &Kafka,
+    protocol: GroupProtocol,
+    read_ahead: usize,
+    wake: Sender<()>,
+) -> Result<GroupConsumer, ClientError> {
     let mut client = kafka::client_config(kafka);
     client
         .set("group.id", &kafka.group_id)
@@ -103,10 +115,9 @@ pub fn consumer(kafka: &Kafka, protocol: GroupProtocol, wake: Sender<()>) -> Res
         // An end that markers of transactions make is one to be behind as well.
         .set("enable.partition.eof", "true")
         .set("statistics.interval.ms", "1000")
-        // What librdkafka reads ahead of each shard: below the first bound it asks for up to the second, or one record
-        // that is larger. When there is room again it looks soon: its default of 1 s would starve large records.
-        .set("queued.max.messages.kbytes", "1024")
-        .set("max.partition.fetch.bytes", "1048576")
+        // Below the first bound it asks for up to the second, or one record that is larger. When there is room again it looks soon: its default of 1 s would starve large records.
+        .set("queued.max.messages.kbytes", (read_ahead >> 10).to_string())
+        .set("max.partition.fetch.bytes", read_ahead.to_string())
         .set("fetch.queue.backoff.ms", "10")
         .set("fetch.max.bytes", "16777216")
         .set("receive.message.max.bytes", kafka::MAX_RESPONSE_BYTES)
@@ -143,6 +154,11 @@ pub fn unassign(consumer: &GroupConsumer, partitions: &TopicPartitionList) -> Ka
         RebalanceProtocol::Cooperative => consumer.incremental_unassign(partitions),
         _ => consumer.unassign(),
     }
+}
+
+fn answers(broker: &Broker) -> bool {
+    let is_silent = broker.waitresp_cnt > 0 && broker.rxidle >= SILENT_AFTER_US;
+    broker.nodeid >= 0 && broker.state == "UP" && !is_silent
 }
 
 impl ConsumerContext for Membership {
@@ -186,7 +202,25 @@ impl ClientContext for Membership {
         });
         let mut seen = self.seen();
         seen.member_since = steady.then(|| seen.member_since.unwrap_or_else(Instant::now));
-        seen.connected = Some(statistics.brokers.values().any(|broker| broker.nodeid >= 0 && broker.state == "UP"));
+        seen.connected = Some(statistics.brokers.values().any(answers));
         seen.ends = ends.collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn broker(nodeid: i32, state: &str, waiting: i64, idle_us: i64) -> Broker {
+        Broker { nodeid, state: state.to_owned(), waitresp_cnt: waiting, rxidle: idle_us, ..Broker::default() }
+    }
+
+    #[test]
+    fn a_broker_that_leaves_requests_unanswered_is_gone() {
+        assert!(answers(&broker(1, "UP", 1, SILENT_AFTER_US - 1)));
+        assert!(answers(&broker(1, "UP", 0, 10 * SILENT_AFTER_US)), "nobody asked it anything");
+        assert!(!answers(&broker(1, "UP", 1, SILENT_AFTER_US)));
+        assert!(!answers(&broker(1, "TRY_CONNECT", 0, 0)));
+        assert!(!answers(&broker(-1, "UP", 0, 0)), "it is an address, and no broker yet");
     }
 }

@@ -9,4 +9,6 @@ pub mod positions;
 pub mod recover;
 pub mod shard;
 pub mod upstream;
+pub mod watch;
 pub mod whereabouts;
+pub mod window;

@@ -1,6 +1,6 @@
-//! Positions as a group's committed offsets: the offset itself, and in its metadata which topic of that name it is in, how
-//! many blocks of the record there are committed already, and by what kind of process: one with another model or version
-//! makes other blocks, and has to start over.
+//! Positions as a group's committed offsets: the offset itself, and in its metadata which topic of that name it is in,
+//! how many blocks of the record there are committed already, and by what kind of process: one with another model or
+//! version makes other blocks, and has to start over.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -60,7 +60,7 @@ impl Coordinates {
     }
 
     /// Partitions without a committed offset are left out.
-    pub fn from_list(&self, list: &TopicPartitionList) -> BTreeMap<i32, Committed> {
+    pub fn read_list(&self, list: &TopicPartitionList) -> BTreeMap<i32, Committed> {
         let elements = list.elements();
         let committed = elements.iter().filter_map(|element| match element.offset() {
             Offset::Offset(offset) => Some((element.partition(), self.committed(offset, element.metadata()))),
@@ -102,7 +102,7 @@ pub fn committed<C: ConsumerContext>(
     let answer = consumer.committed_offsets(asked, STEP)?;
     match answer.elements().iter().find_map(|element| element.error().err()) {
         Some(error) => Err(error),
-        None => Ok(at.from_list(&answer)),
+        None => Ok(at.read_list(&answer)),
     }
 }
 
@@ -137,16 +137,16 @@ mod tests {
     fn positions_survive_as_offsets() {
         let positions = Positions::from([(0, place(7, 0)), (3, place(1_000_000_000_000, 12))]);
         let list = at("t", "abc").to_list(&positions).expect("a list");
-        let read = at("t", "abc").from_list(&list);
+        let read = at("t", "abc").read_list(&list);
         assert!(positions.iter().all(|(partition, position)| read[partition] == Committed::Here(*position)));
-        let others = at("t", "another").from_list(&list);
+        let others = at("t", "another").read_list(&list);
         assert_eq!(others[&3], Committed::Here(place(1_000_000_000_000, 0)), "blocks of another kind do not count");
     }
 
     #[test]
     fn positions_in_a_topic_that_is_no_more_are_told_apart() {
         let list = at("old", "abc").to_list(&Positions::from([(0, place(7, 0)), (1, place(7, 2))])).expect("a list");
-        let read = at("new", "abc").from_list(&list);
+        let read = at("new", "abc").read_list(&list);
         assert_eq!(read, BTreeMap::from([(0, Committed::InAnother), (1, Committed::InAnother)]));
     }
 

@@ -1,5 +1,5 @@
-//! Positions read back from results, for a group that has none: brokers forget a group's offsets when it is away for longer
-//! than they keep them (`offsets.retention.minutes`, seven days by default), and its results are still there.
+//! Positions read back from results, for a group that has none: brokers forget a group's offsets when it is away for
+//! longer than they keep them (`offsets.retention.minutes`, seven days by default), and its results are still there.
 
 use std::{
     collections::BTreeMap,
@@ -39,8 +39,8 @@ pub struct Results {
 type Done = (i64, Option<i64>);
 
 impl Results {
-    /// For each of `partitions` the offset behind the last record that has its result, if there is one and it is a record of
-    /// the topic that is there now.
+    /// For each of `partitions` the offset behind the last record that has its result, if there is one and it is a
+    /// record of the topic that is there now.
     ///
     /// # Errors
     /// The brokers do not answer.

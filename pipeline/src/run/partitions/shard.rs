@@ -51,6 +51,10 @@ pub enum Stop {
     Held { place: Place, reason: String, since: Instant, again: Instant },
 }
 
+/// A record whose result is still wanted, and that nobody works on any more.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Dropped;
+
 impl Shard {
     pub fn new(epoch: u64, partition: i32, tally: &Tally) -> Self {
         Self {
@@ -74,6 +78,18 @@ impl Shard {
             Phase::Asking { .. } | Phase::Missing | Phase::Consuming { .. } => deadline,
         };
         self.phase = Phase::Draining { until };
+    }
+
+    /// The record at `offset` gets no result here.
+    ///
+    /// # Errors
+    /// It should have got one.
+    pub fn cancel(&mut self, offset: i64) -> Result<(), Dropped> {
+        if !self.is_draining() && self.lease.is_valid() {
+            return Err(Dropped);
+        }
+        self.ledger.cancel(offset);
+        Ok(())
     }
 
     /// Whether records may be taken from its queue.
@@ -148,8 +164,17 @@ mod tests {
         assert!(shard.ledger.accept(7, 10, 3));
         shard.drain(now + Duration::from_secs(1));
         assert!(!shard.is_done(now));
-        shard.ledger.cancel(7);
+        assert_eq!(shard.cancel(7), Ok(()));
         assert!(shard.is_done(now));
+    }
+
+    #[test]
+    fn a_record_that_is_still_wanted_must_not_be_dropped() {
+        let mut shard = shard();
+        assert!(shard.ledger.accept(7, 10, 3));
+        assert_eq!(shard.cancel(7), Err(Dropped));
+        shard.lease.revoke();
+        assert_eq!(shard.cancel(7), Ok(()), "it was lost to another process");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Where partitions are to be taken up: asked of the brokers on a thread of its own, as each question may take its time.
+//! Where partitions are to be taken up: asked of the brokers on a thread of its own, as each question may take its
+//! time.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 

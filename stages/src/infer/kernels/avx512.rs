@@ -74,8 +74,8 @@ pub unsafe fn bfloat16<const M: usize, const N: usize>(
     larger: bool,
     to: *mut f32,
 ) {
-    // SAFETY: the caller's promise; pointers stay within what was checked. A pair of values may start at any element, so it is
-    // read unaligned. `__m512bh` and `__m512i` are both 512 bits without invalid patterns.
+    // SAFETY: the caller's promise; pointers stay within what was checked. A pair of values may start at any element,
+    // so it is read unaligned. `__m512bh` and `__m512i` are both 512 bits without invalid patterns.
     unsafe {
         let pairs = |bits: __m512i| std::mem::transmute::<__m512i, __m512bh>(bits);
         let mut sums = [[_mm512_setzero_ps(); N]; M];

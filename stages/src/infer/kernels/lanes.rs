@@ -27,8 +27,8 @@ pub trait Lanes: Copy {
     fn larger(self, other: Self) -> Self;
 }
 
-/// What is done on lanes. `run` and all that it calls must be `#[inline(always)]`: what is compiled by itself, as a closure is, is
-/// compiled for any CPU.
+/// What is done on lanes. `run` and all that it calls must be `#[inline(always)]`: what is compiled by itself, as a
+/// closure is, is compiled for any CPU.
 pub trait OnLanes {
     fn run<V: Lanes>(self);
 }
@@ -45,7 +45,7 @@ impl Simd {
             work.run::<Avx2>();
         }
         match self.0 {
-            // SAFETY: a `Simd` is only made where the CPU has its instructions.
+            // SAFETY: a `Simd` is only made if the CPU has its instructions.
             Set::Avx512Bf16 | Set::Avx512 => unsafe { avx512(work) },
             // SAFETY: as above.
             Set::Avx2 => unsafe { avx2(work) },
@@ -58,8 +58,8 @@ impl Simd {
 #[derive(Clone, Copy)]
 struct Avx512(__m512);
 
-// Every `unsafe` here calls what needs AVX-512F, which the CPU has, as the type is private and only `on_lanes` names it; loads and
-// stores stay within arrays of the register's size.
+// Every `unsafe` here calls what needs AVX-512F, which the CPU has, as the type is private and only `on_lanes` names
+// it; loads and stores stay within arrays of the register's size.
 impl Lanes for Avx512 {
     const REGISTERS: usize = 32;
 
@@ -125,8 +125,8 @@ impl Avx2 {
     const HALF: usize = LANES / 2;
 }
 
-// Every `unsafe` here calls what needs AVX2 with FMA, which the CPU has, as the type is private and only `on_lanes` names it; loads
-// and stores stay within arrays of two registers' size.
+// Every `unsafe` here calls what needs AVX2 with FMA, which the CPU has, as the type is private and only `on_lanes`
+// names it; loads and stores stay within arrays of two registers' size.
 impl Lanes for Avx2 {
     const REGISTERS: usize = 16 / 2;
 

@@ -53,7 +53,7 @@ impl Simd {
     #[cfg(test)]
     pub const PORTABLE: Self = Self(Set::Portable);
 
-    /// The fastest of this CPU for float32; none where libtorch does as well.
+    /// The widest float32 set this CPU has; `None` without AVX2, where libtorch is no slower.
     pub fn float32() -> Option<Self> {
         Self::avx512().or_else(Self::avx2)
     }
@@ -126,8 +126,8 @@ impl Simd {
     }
 }
 
-/// Loops that the compiler turns into the instructions of a [`Simd`]. `run` and all that it calls must be `#[inline(always)]`: what
-/// is compiled by itself, as a closure is, is compiled for any CPU.
+/// Loops that the compiler turns into the instructions of a [`Simd`]. `run` and all that it calls must be
+/// `#[inline(always)]`: what is compiled by itself, as a closure is, is compiled for any CPU.
 pub trait Vectorised {
     fn run(self);
 }
@@ -170,7 +170,8 @@ pub fn bfloat16(simd: Simd, pixels: usize, groups: usize) -> Option<Loop<Bf16>> 
     }
 }
 
-/// Multiplies `x` by `w` as `walk` says, into `sums`, `[pixels × groups × LANES]`; where `larger`, what is larger stays there.
+/// Multiplies `x` by `w` as `walk` says, into `sums`, `[pixels × groups × LANES]`; with `larger`, values there that
+/// are larger stay.
 ///
 /// # Panics
 /// `x`, `w` or `sums` does not reach that far.
@@ -189,9 +190,9 @@ pub fn tile<T: Element>(
         assert!(w.len() >= (walk.runs - 1) * walk.w_run + elements * groups * LANES);
     }
     match T::inner_loop(simd, pixels, groups) {
-        // SAFETY: a `Simd` is only made where the CPU has it, and has loops for its own instructions. The bounds were checked
-        // above: the last element read of `x` is that of the last pixel, run and step, of `w` that of the last run and
-        // step; without runs or steps nothing is read. `sums` has a register for each pixel and group.
+        // SAFETY: a `Simd` is only made if the CPU has it, and has loops for its own instructions. The bounds were
+        // checked above: the last element read of `x` is that of the last pixel, run and step, of `w` that of the last
+        // run and step; without runs or steps nothing is read. `sums` has a register for each pixel and group.
         Some(inner) => unsafe { inner(x.as_ptr(), w.as_ptr(), walk, larger, sums.as_mut_ptr()) },
         None => portable([pixels, groups], [x, w], walk, larger, sums),
     }

@@ -1,0 +1,245 @@
+//! `/health/ready` is true: a process that cannot do its work says so within 15 s, with the check that fails and why, and
+//! is ready again within 15 s of the cure. It is alive all the while, and each record has its one result in the end.
+
+use std::{
+    sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard},
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tonearm_tests::{
+    answers::file,
+    audio::wav,
+    broker::{self, Certificate, Cluster, Kind, Resource, Topics},
+    models,
+    program::{Run, Running},
+    records::{Input, Reader, committed, publish, read_all},
+    verifier::{History, verify},
+    wait, wait_within,
+};
+
+const BOUND: Duration = Duration::from_secs(15);
+const PARTITIONS: i32 = 2;
+
+/// One test takes the broker away; the others need it.
+static BROKER: RwLock<()> = RwLock::new(());
+
+fn cluster() -> &'static Cluster {
+    static CLUSTER: OnceLock<&Cluster> = OnceLock::new();
+    CLUSTER.get_or_init(|| Cluster::own(Kind { secure: Some(Certificate::Valid), ..Kind::default() }))
+}
+
+fn with_broker() -> RwLockReadGuard<'static, ()> {
+    let guard = BROKER.read().unwrap_or_else(PoisonError::into_inner);
+    cluster();
+    guard
+}
+
+fn good(partition: i32, key: &str) -> Input {
+    Input::new(partition, key, wav(110.0, 0.5, 8_000, 1))
+}
+
+/// Waits until `check` fails with all of `fragments`, within the bound.
+#[track_caller]
+fn fails(running: &Running, check: &str, fragments: &[&str]) {
+    let begun = Instant::now();
+    let failed = wait_within(BOUND, &format!("check {check} to fail with {fragments:?}"), || {
+        let (status, body) = running.get("/health/ready")?;
+        let said: Value = serde_json::from_str(&body).expect("JSON");
+        let checks = said["checks"].as_array().expect("checks");
+        let failed = checks.iter().find(|found| found["name"] == check && found["ok"] == false)?;
+        let detail = failed["detail"].as_str().expect("a detail");
+        let is_said = fragments.iter().all(|fragment| detail.contains(fragment));
+        (status == 503 && said["ready"] == false && is_said).then(|| detail.to_owned())
+    });
+    println!("{check} fails after {:.1} s: {failed}", begun.elapsed().as_secs_f32());
+    assert_alive(running);
+}
+
+/// Waits until all is well again, within the bound.
+#[track_caller]
+fn heals(running: &Running) {
+    let begun = Instant::now();
+    wait_within(BOUND, "ready again", || running.get("/health/ready").filter(|(status, _)| *status == 200));
+    let test = std::thread::current();
+    println!("{}: ready again after {:.1} s", test.name().unwrap_or_default(), begun.elapsed().as_secs_f32());
+    assert_alive(running);
+}
+
+#[track_caller]
+fn assert_alive(running: &Running) {
+    assert_eq!(running.get("/health/live"), Some((200, "live\n".to_owned())));
+}
+
+/// Each record that was published has its one result, once `count` have come.
+fn assert_all_end(topics: &Topics, count: usize) {
+    Reader::new(&[&topics.predictions, &topics.rejected]).take(count);
+    wait("the group behind the last record", || {
+        let behind: i64 = committed(&topics.group, &topics.audio, PARTITIONS).into_iter().flatten().sum();
+        (behind == count as i64).then_some(())
+    });
+    let verdict = verify(&History {
+        published: read_all(&topics.audio),
+        predictions: read_all(&topics.predictions),
+        rejected: read_all(&topics.rejected),
+        positions: committed(&topics.group, &topics.audio, PARTITIONS),
+    });
+    verdict.assert_faultless();
+    assert_eq!(verdict.records, count);
+}
+
+/// Is done when it is dropped.
+struct Finally<F: Fn()>(F);
+
+impl<F: Fn()> Drop for Finally<F> {
+    fn drop(&mut self) {
+        self.0();
+    }
+}
+
+/// Takes the broker away and gives it back.
+fn assert_named_until_back(take: impl Fn(&Cluster), give_back: impl Fn(&Cluster)) {
+    let _alone = BROKER.write().unwrap_or_else(PoisonError::into_inner);
+    let cluster = cluster();
+    let topics = Topics::new(PARTITIONS);
+    let running = Run::new(&topics).model(&models::tiny()).ready();
+    publish(&topics.audio, &[good(0, "before"), good(1, "before")]);
+    // The other tests need it whatever becomes of this one.
+    let given_back = Finally(|| give_back(cluster));
+    take(cluster);
+    fails(&running, "connected", &["no broker"]);
+    drop(given_back);
+    heals(&running);
+    publish(&topics.audio, &[good(0, "after"), good(1, "after")]);
+    assert_all_end(&topics, 4);
+    running.stop();
+}
+
+#[test]
+fn a_broker_that_is_killed_is_named_until_it_is_back() {
+    assert_named_until_back(|cluster| cluster.kill(1), |cluster| cluster.restart(1));
+}
+
+#[test]
+fn a_broker_that_says_nothing_is_named_until_it_speaks() {
+    assert_named_until_back(|cluster| cluster.freeze(1), |cluster| cluster.thaw(1));
+}
+
+#[test]
+fn a_right_that_is_withdrawn_is_named_until_it_is_back() {
+    let _broker = with_broker();
+    let topics = Topics::new(PARTITIONS);
+    let rights = [
+        ("read", Resource::Topic(&topics.audio)),
+        ("write", Resource::Topic(&topics.predictions)),
+        ("write", Resource::Topic(&topics.rejected)),
+        ("read", Resource::Group(&topics.group)),
+        ("write", Resource::TransactionalId("*")),
+    ];
+    rights.iter().for_each(|(right, on)| cluster().grant(&[right], *on));
+    let config = file(".toml", cluster().config("tonearm"));
+    let run = Run::new(&topics).config(config.path()).set("kafka.brokers", &cluster().clients);
+    let running = run.model(&models::tiny()).ready();
+    publish(&topics.audio, &[good(0, "before"), good(1, "before")]);
+    let cases: [(_, &str, &[&str]); 3] = [
+        (rights[1], "held", &["partition 0 at offset 1", &topics.predictions, "WRITE"]),
+        (rights[0], "input", &["user tonearm", "READ", &topics.audio]),
+        (rights[3], "group", &["user tonearm", "READ", &topics.group]),
+    ];
+    for ((right, on), check, fragments) in cases {
+        cluster().revoke(&[right], on);
+        publish(&topics.audio, &[good(0, check)]);
+        fails(&running, check, fragments);
+        cluster().grant(&[right], on);
+        heals(&running);
+    }
+    assert_all_end(&topics, 5);
+    running.stop();
+}
+
+/// Publishes a record whose reject no topic takes after `spoilt`, and good ones behind it and beside it.
+fn assert_held_until_cured(spoilt: impl Fn(&Topics), fragment: &str, cured: impl Fn(&Topics)) {
+    let _broker = with_broker();
+    let topics = Topics::new(PARTITIONS);
+    let running = Run::new(&topics).model(&models::tiny()).ready();
+    spoilt(&topics);
+    publish(&topics.audio, &[good(0, "good"), Input::new(0, "broken", b"no music".to_vec()), good(0, "behind")]);
+    fails(&running, "held", &["partition 0 at offset 1", &topics.rejected, fragment]);
+    publish(&topics.audio, &[good(1, "other"), good(1, "other")]);
+    let reader = Reader::new(&[&topics.predictions]);
+    assert_eq!(reader.take(3).iter().filter(|result| result.partition == 1).count(), 2);
+    assert_eq!(running.metrics().value("tonearm_held_partitions"), 1.0);
+    cured(&topics);
+    heals(&running);
+    assert_all_end(&topics, 5);
+    assert_eq!(running.metrics().value("tonearm_held_partitions"), 0.0);
+    running.stop();
+}
+
+#[test]
+fn a_partition_whose_reject_is_too_large_is_held_and_named_and_the_others_go_on() {
+    let limit = |bytes| move |topics: &Topics| broker::topic_config(&topics.rejected, "max.message.bytes", bytes);
+    assert_held_until_cured(limit("100"), "max.message.bytes", limit("1048588"));
+}
+
+#[test]
+fn a_partition_whose_reject_has_no_topic_is_held_and_named_and_the_others_go_on() {
+    let create = |topics: &Topics| broker::create(&[(&topics.rejected, PARTITIONS)]);
+    assert_held_until_cured(|topics| broker::delete(&topics.rejected), "no such topic", create);
+}
+
+#[test]
+fn a_stuck_worker_is_named_with_its_record() {
+    let _broker = with_broker();
+    let topics = Topics::new(PARTITIONS);
+    let model = models::stuck_by_sound(Duration::from_secs(20));
+    let running = Run::new(&topics).model(&model).set("runtime.workers", 2).ready();
+    let silence = |partition| Input::new(partition, "silence", wav(0.0, 0.5, 8_000, 1));
+    publish(&topics.audio, &[good(1, "stuck"), silence(1), silence(0)]);
+    fails(&running, "workers", &[&format!("{}-1-0 in infer for 1", topics.audio), " s"]);
+    let beside = Reader::new(&[&topics.predictions]).take(1);
+    assert_eq!(beside[0].partition, 0, "the other partition goes on");
+    Reader::new(&[&topics.predictions]).take(3);
+    heals(&running);
+    assert_all_end(&topics, 3);
+    let log = running.stop();
+    assert_eq!(log.matches("workers make no progress").count(), 1, "{log}");
+}
+
+#[test]
+fn a_frozen_process_is_not_ready_until_it_goes_on() {
+    let _broker = with_broker();
+    let topics = Topics::new(PARTITIONS);
+    let running = Run::new(&topics).model(&models::tiny()).ready();
+    publish(&topics.audio, &[good(0, "before"), good(1, "before")]);
+    running.signal(Signal::SIGSTOP);
+    wait_within(BOUND, "no answer", || {
+        running.get("/health/ready").is_none_or(|(status, _)| status != 200).then_some(())
+    });
+    publish(&topics.audio, &[good(0, "meanwhile"), good(1, "meanwhile")]);
+    running.signal(Signal::SIGCONT);
+    heals(&running);
+    assert_all_end(&topics, 4);
+    running.stop();
+}
+
+#[test]
+fn an_input_topic_that_is_deleted_is_named_until_there_is_one() {
+    let _broker = with_broker();
+    let topics = Topics::new(PARTITIONS);
+    let running = Run::new(&topics).model(&models::tiny()).ready();
+    publish(&topics.audio, &[good(0, "old"), good(1, "old")]);
+    let reader = Reader::new(&[&topics.predictions]);
+    reader.take(2);
+    broker::delete(&topics.audio);
+    fails(&running, "input", &[&topics.audio, "does not exist"]);
+    broker::create(&[(&topics.audio, PARTITIONS)]);
+    heals(&running);
+    publish(&topics.audio, &[good(0, "new-0"), good(1, "new-1")]);
+    reader.take(2);
+    running.stop();
+    let mut keys: Vec<String> = read_all(&topics.predictions).iter().map(|result| result.key_text()).collect();
+    keys.sort();
+    assert_eq!(keys, ["new-0", "new-1", "old", "old"]);
+}
