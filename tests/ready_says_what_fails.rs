@@ -139,7 +139,9 @@ fn a_right_that_is_withdrawn_is_named_until_it_is_back() {
     ];
     rights.iter().for_each(|(right, on)| cluster().grant(&[right], *on));
     let config = file(".toml", cluster().config("tonearm"));
+    // This user may not see what the brokers can.
     let run = Run::new(&topics).config(config.path()).set("kafka.brokers", &cluster().clients);
+    let run = run.set("kafka.group_protocol", "consumer");
     let running = run.model(&models::tiny()).ready();
     publish(&topics.audio, &[good(0, "before"), good(1, "before")]);
     let cases: [(_, &str, &[&str]); 3] = [

@@ -75,6 +75,8 @@ fn end_again_and_again(end: impl Fn(Running)) {
     }
     let running = start();
     reader.take(RECORDS - came);
+    // All may have come from those before it.
+    running.wait_until_ready();
     running.stop();
     assert_exactly_once(&topics, RECORDS);
 }

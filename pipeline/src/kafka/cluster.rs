@@ -108,6 +108,14 @@ impl<'a> Cluster<'a> {
         self.settings(&ResourceSpecifier::Topic(name))
     }
 
+    /// Whether the brokers have groups of the protocol "consumer" (KIP-848); `None` if we may not see their settings.
+    pub fn has_consumer_groups(&self) -> Option<bool> {
+        let settings = self.broker_settings();
+        // Brokers of 3.7 and later have the setting; those before know the classic protocol alone.
+        let protocols = settings.get("group.coordinator.rebalance.protocols").map_or("", String::as_str);
+        (!settings.is_empty()).then(|| protocols.split(',').any(|protocol| protocol.trim() == "consumer"))
+    }
+
     /// The settings of one of the brokers; they are the same on all, or ought to be.
     pub fn broker_settings(&self) -> Settings {
         self.brokers.first().map(|broker| self.settings(&ResourceSpecifier::Broker(broker.id))).unwrap_or_default()

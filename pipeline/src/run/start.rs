@@ -19,7 +19,7 @@ use super::{
         output::Routes,
         transaction::{Settings, TransactionsError},
     },
-    error::{RunError, is_unsupported},
+    error::RunError,
     intake::{blocks::BlockWork, originals::Originals},
     partitions::{
         assignment::Partitions,
@@ -52,20 +52,37 @@ const ASK_AGAIN: Duration = Duration::from_secs(3);
 pub fn run(config: &Config, engine: &Arc<Engine>, health: &Health, stop: &AtomicBool) -> Result<(), RunError> {
     let mut protocol = config.kafka.group_protocol;
     loop {
+        if protocol == GroupProtocol::Auto {
+            protocol = known_protocol(config)?;
+        }
         let ended = run_as(protocol, config, engine, health, stop);
         health.ended();
         match ended {
-            Err(RunError::Consumer(error)) if protocol == GroupProtocol::Auto && is_unsupported(&error) => {
-                tracing::info!(
-                    "the brokers do not have the group protocol \"consumer\" (Kafka 4.0 and later): \"classic\" it is"
-                );
-                protocol = GroupProtocol::Classic;
-            }
             Err(RunError::Expelled { .. }) => wait_to_be_admitted(config, health, stop),
             ended => return ended,
         }
         if stop.load(Ordering::Relaxed) {
             return Ok(());
+        }
+    }
+}
+
+/// The protocol of groups that the brokers have; the one that all have if they do not tell.
+fn known_protocol(config: &Config) -> Result<GroupProtocol, RunError> {
+    match Cluster::connect(&config.kafka)?.has_consumer_groups() {
+        Some(true) => Ok(GroupProtocol::Consumer),
+        Some(false) => {
+            tracing::info!(
+                "the brokers have no groups of protocol \"consumer\" (Kafka 4.0 and later): \"classic\" it is"
+            );
+            Ok(GroupProtocol::Classic)
+        }
+        None => {
+            tracing::info!(
+                "this user may not see the brokers' settings: the group's protocol is \"classic\", which all brokers have; \
+                 kafka.group_protocol chooses another"
+            );
+            Ok(GroupProtocol::Classic)
         }
     }
 }
