@@ -1,5 +1,5 @@
-//! The promises hold on brokers before 4.0 as well: classic groups, the old transaction protocol. Chosen by what the brokers
-//! can, not by an option. `TONEARM_TEST_KAFKA=3.9` runs any other test there.
+//! The promises hold on brokers before 4.0 as well: classic groups, the old transaction protocol. Chosen by what the
+//! brokers can, not by an option. `TONEARM_TEST_KAFKA=3.9` runs any other test there.
 
 use tonearm_tests::{
     audio::wav,

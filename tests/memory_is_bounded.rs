@@ -147,8 +147,8 @@ fn many_partitions_of_large_records_are_worked_off_within_the_limit() {
     let running = run(&topics).set("runtime.in_flight_mib", LIMIT_MIB).start();
     reader.take(inputs.len());
     let grown = running.memory("VmHWM").saturating_sub(before);
-    // Partitions are opened before it is known how large their records are, and one fetch may be under way for as many as are
-    // closed: half of the limit again, a fetch of 16 MiB, and an allocator's gaps.
+    // Partitions are opened before it is known how large their records are, and one fetch may be under way for as many
+    // as are closed: half of the limit again, a fetch of 16 MiB, and an allocator's gaps.
     let allowed = LIMIT_MIB * MIB * 3 / 2 + 16 * MIB + 24 * MIB;
     println!("{} MiB more for {} MiB", grown / MIB, each * MANY as u64 / MIB);
     assert!(grown <= allowed, "grown by {} MiB, allowed are {}", grown / MIB, allowed / MIB);

@@ -1,5 +1,6 @@
-//! `/health/ready` is true: a process that cannot do its work says so within 15 s, with the check that fails and why, and
-//! is ready again within 15 s of the cure. It is alive all the while, and each record has its one result in the end.
+//! `/health/ready` is true: a process that cannot do its work says so within 15 s, with the check that fails and why,
+//! and is ready again within 15 s of the cure. It is alive all the while, and each record has its one result in the
+//! end.
 
 use std::{
     sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard},

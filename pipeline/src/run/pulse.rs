@@ -13,11 +13,11 @@ use super::partitions::{
 };
 use crate::telemetry::{health::Check, metrics};
 
-/// A member without partitions is a spare after this long: until then it may be waiting for those of one that died. Brokers
-/// take 6 s to 45 s for a session by default, and whoever waits longer is as good as a spare.
+/// A member without partitions is a spare after this long: until then it may be waiting for those of one that died.
+/// Brokers take 6 s to 45 s for a session by default, and whoever waits longer is as good as a spare.
 const SPARE_AFTER: Duration = Duration::from_secs(15);
-/// A track that has made no step forward on its worker for this long is stuck, and results that are not committed for this
-/// long, or for longer than a transaction may take, wait for something.
+/// A track that has made no step forward on its worker for this long is stuck, and results that are not committed for
+/// this long, or for longer than a transaction may take, wait for something.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
 /// A worker that is stuck is named in the log this often.
 const SAY_AGAIN: Duration = Duration::from_secs(60);

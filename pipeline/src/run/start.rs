@@ -48,7 +48,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(3);
 /// Works until `stop` is set, then drains and leaves the group.
 ///
 /// # Errors
-/// Kafka cannot be reached at the start, topics are missing or do not fit, or another process took this instance's place.
+/// Kafka cannot be reached at the start, topics are missing or do not fit, or another process took this instance's
+/// place.
 pub fn run(config: &Config, engine: &Arc<Engine>, health: &Health, stop: &AtomicBool) -> Result<(), RunError> {
     let mut protocol = config.kafka.group_protocol;
     loop {

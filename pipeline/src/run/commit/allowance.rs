@@ -1,8 +1,8 @@
 //! How long a transaction may take: what it carries, over a link that is as slow as it has turned out to be.
 //!
-//! Readers of results see nothing behind an unfinished transaction, and a killed process leaves one open until its time is
-//! over, unless a process with the same instance id starts before. So the time is short for usual results, and long only
-//! for those that need it: the reject of a large record over a slow link.
+//! Readers of results see nothing behind an unfinished transaction, and a killed process leaves one open until its time
+//! is over, unless a process with the same instance id starts before. So the time is short for usual results, and long
+//! only for those that need it: the reject of a large record over a slow link.
 
 use std::time::{Duration, Instant};
 

@@ -185,8 +185,8 @@ impl Outbox {
         self.aborts
     }
 
-    /// Begins a transaction or batch if none is open. Returns `false` if it cannot be: another is being closed, or several in
-    /// a row were aborted and the next has to wait a little.
+    /// Begins a transaction or batch if none is open. Returns `false` if it cannot be: another is being closed, or
+    /// several in a row were aborted and the next has to wait a little.
     pub fn begin(&mut self) -> bool {
         if self.is_idle() && self.aborted.elapsed() < self.patience() {
             return false;

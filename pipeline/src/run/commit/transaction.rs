@@ -227,7 +227,8 @@ impl Transactions {
     ) -> Result<KafkaResult<Identity>, Lost> {
         // What is asked below would wait behind what is being sent.
         if !await_deliveries(producer) && self.exactly_once() {
-            // librdkafka goes on asking for a topic that is not there, and nothing of the transaction is sent meanwhile.
+            // librdkafka goes on asking for a topic that is not there, and nothing of the transaction is sent
+            // meanwhile.
             let missing = self.missing(producer);
             if !missing.is_empty() {
                 producer.context().note_missing(missing);
@@ -292,8 +293,8 @@ impl Transactions {
             Why::Trouble(error) => fatal.or(error.rdkafka_error_code()),
             Why::Time => fatal,
         };
-        // The broker also fences the producer of a transaction that lasted too long, so an old one proves nothing. Where
-        // it was another process after all, the next transaction is fenced young.
+        // The broker also fences the producer of a transaction that lasted too long, so an old one proves nothing.
+        // Where it was another process after all, the next transaction is fenced young.
         let lasts = old.as_ref().map_or(timeout, |old| old.context().timeout);
         if is_fence(code) && begun.elapsed() < lasts {
             let Kafka { instance_id, group_id, .. } = self.settings.kafka.clone();
@@ -317,8 +318,8 @@ impl Transactions {
         Ok(Closed { producer, end, refused })
     }
 
-    /// Whether the group is where a transaction of unknown end would have brought it. `init_transactions` has ended that
-    /// transaction, so the answer is final.
+    /// Whether the group is where a transaction of unknown end would have brought it. `init_transactions` has ended
+    /// that transaction, so the answer is final.
     fn went_through(&self, attempt: &Attempt) -> Result<bool, ClientError> {
         if !self.exactly_once() {
             return Ok(false);

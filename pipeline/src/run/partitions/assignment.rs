@@ -192,8 +192,8 @@ impl Partitions {
         Ok(())
     }
 
-    /// Partitions that were asked for and that the topic does not have. They are asked for again with the next answer to
-    /// no question.
+    /// Partitions that were asked for and that the topic does not have. They are asked for again with the next answer
+    /// to no question.
     fn note_missing(&mut self, answer: &Answer) {
         let started = |partition| answer.starts.iter().any(|start| start.partition == partition);
         let mut again = Vec::new();
@@ -211,8 +211,8 @@ impl Partitions {
         }
     }
 
-    /// Reads partitions from elsewhere that are to be. Not while the group waits for an answer to a rebalance: it would take
-    /// this for one.
+    /// Reads partitions from elsewhere that are to be. Not while the group waits for an answer to a rebalance: it would
+    /// take this for one.
     fn move_on(&mut self, input: &mut Input) {
         if self.moved.is_empty() || !self.assigned.is_empty() || !self.revoked.is_empty() {
             return;

@@ -129,9 +129,9 @@ impl Input {
         }
     }
 
-    /// Reads partitions that are taken up from other offsets; what was read ahead from elsewhere is dropped. A seek would
-    /// not do: librdkafka stops to read a partition that has no record where it is read, and seeks in none that it does
-    /// not read.
+    /// Reads partitions that are taken up from other offsets; what was read ahead from elsewhere is dropped. A seek
+    /// would not do: librdkafka stops to read a partition that has no record where it is read, and seeks in none that
+    /// it does not read.
     pub fn read_from(&mut self, partitions: &TopicPartitionList) -> KafkaResult<()> {
         self.readable.extend(partitions.elements().iter().map(|element| element.partition()));
         membership::unassign(&self.consumer, partitions)?;

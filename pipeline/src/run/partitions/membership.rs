@@ -44,8 +44,8 @@ pub struct Membership {
     wake: Sender<()>,
 }
 
-/// A broker that leaves a request without an answer for this long is as good as gone, in microseconds. The connection stays
-/// until librdkafka's `socket.timeout.ms` of a minute.
+/// A broker that leaves a request without an answer for this long is as good as gone, in microseconds. The connection
+/// stays until librdkafka's `socket.timeout.ms` of a minute.
 const SILENT_AFTER_US: i64 = 8_000_000;
 
 /// What librdkafka's last statistics said.
@@ -115,7 +115,8 @@ pub fn consumer(
         // An end that markers of transactions make is one to be behind as well.
         .set("enable.partition.eof", "true")
         .set("statistics.interval.ms", "1000")
-        // Below the first bound it asks for up to the second, or one record that is larger. When there is room again it looks soon: its default of 1 s would starve large records.
+        // Below the first bound it asks for up to the second, or one record that is larger. When there is room again it
+        // looks soon: its default of 1 s would starve large records.
         .set("queued.max.messages.kbytes", (read_ahead >> 10).to_string())
         .set("max.partition.fetch.bytes", read_ahead.to_string())
         .set("fetch.queue.backoff.ms", "10")

@@ -60,8 +60,8 @@ impl Results {
         Ok(behind)
     }
 
-    /// Reads a topic of results from its end, until there is one of each partition or no more. Notes the last of each: those
-    /// before it may be of higher offsets, of a topic that is no more.
+    /// Reads a topic of results from its end, until there is one of each partition or no more. Notes the last of each:
+    /// those before it may be of higher offsets, of a topic that is no more.
     fn look(
         &self,
         consumer: &BaseConsumer<Logged>,
@@ -155,8 +155,8 @@ impl Results {
         }
     }
 
-    /// Whether the record that a result is of is in the topic that is there now, or may have been: a topic that was made again
-    /// has other records at the same offsets, with other timestamps.
+    /// Whether the record that a result is of is in the topic that is there now, or may have been: a topic that was
+    /// made again has other records at the same offsets, with other timestamps.
     fn is_here(&self, consumer: &BaseConsumer<Logged>, partition: i32, (offset, timestamp): Done) -> KafkaResult<bool> {
         let (first, end) = consumer.fetch_watermarks(&self.input, partition, PATIENCE)?;
         if offset < first {

@@ -22,8 +22,8 @@ struct Wait {
 }
 
 impl Upstream {
-    /// Notes the ends of the partition, and the position that is committed. Returns for how long it has waited for an open
-    /// transaction if it is time to say so.
+    /// Notes the ends of the partition, and the position that is committed. Returns for how long it has waited for an
+    /// open transaction if it is time to say so.
     pub fn watch(&mut self, ends: Ends, committed: i64, now: Instant) -> Option<Duration> {
         if ends.log <= ends.stable || committed < ends.stable {
             self.0 = None;

@@ -1,5 +1,5 @@
-//! Whether the input can be read at all. librdkafka says once that a topic is gone or a right withdrawn, and never that it is
-//! back: so the brokers are asked.
+//! Whether the input can be read at all. librdkafka says once that a topic is gone or a right withdrawn, and never that
+//! it is back: so the brokers are asked.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use crate::{
 /// Between two questions.
 const ASK_AGAIN: Duration = Duration::from_secs(3);
 
-/// Keeps what the consumer has [`seen`](super::membership::Membership::seen) of the input true, until `until` has no sender
-/// any more.
+/// Keeps what the consumer has [`seen`](super::membership::Membership::seen) of the input true, until `until` has no
+/// sender any more.
 pub fn watch(consumer: &GroupConsumer, kafka: &config::Kafka, topic: &str, until: &Receiver<()>) {
     while until.recv_timeout(ASK_AGAIN) == Err(RecvTimeoutError::Timeout) {
         let found = match kafka::readable(consumer.client(), kafka, topic, STEP) {

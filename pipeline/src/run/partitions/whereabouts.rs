@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{config::MissingOffsets, kafka};
 
-/// Topics are looked at this often, asked or not: one that was made again, or that has more partitions, may give no other
-/// sign.
+/// Topics are looked at this often, asked or not: one that was made again, or that has more partitions, may give no
+/// other sign.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// The number of an answer to no question.
 pub const UNASKED: u64 = 0;
@@ -75,8 +75,8 @@ pub struct Whereabouts {
 }
 
 impl Whereabouts {
-    /// Answers questions, each as soon as the brokers do, until nobody asks any more. Where nothing is asked for a while it
-    /// says what topics are there.
+    /// Answers questions, each as soon as the brokers do, until nobody asks any more. Where nothing is asked for a
+    /// while it says what topics are there.
     pub fn answer(mut self, questions: &Receiver<Question>, answers: &Sender<Answer>) {
         loop {
             let Question { id, partitions } = match questions.recv_timeout(LOOK_AGAIN) {

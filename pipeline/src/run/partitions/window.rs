@@ -1,8 +1,8 @@
 //! Which partitions are fetched at a time, so that what librdkafka reads ahead has a bound too.
 //!
-//! A partition that is fetched may hold one read-ahead and one record on top, whatever its size, so many partitions of large
-//! records would take many times the memory that is allowed. Then only so many are fetched as fit, and they take turns. With
-//! room for all of them nothing is ever stopped.
+//! A partition that is fetched may hold one read-ahead and one record on top, whatever its size, so many partitions of
+//! large records would take many times the memory that is allowed. Then only so many are fetched as fit, and they take
+//! turns. With room for all of them nothing is ever stopped.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,7 +11,8 @@ use std::{
 
 /// What a partition is expected to hold before anything is known of it: Kafka's usual limit for a record.
 const UNKNOWN: usize = 1 << 20;
-/// A partition without records for this long makes room for another. Brokers answer a fetch within 100 ms, records or not.
+/// A partition without records for this long makes room for another. Brokers answer a fetch within 100 ms, records or
+/// not.
 const IDLE: Duration = Duration::from_millis(300);
 /// A partition with records makes room for another after this long.
 const TURN: Duration = Duration::from_secs(2);
@@ -40,7 +41,8 @@ pub struct Moves {
 }
 
 impl Window {
-    /// Open partitions may hold `limit` bytes together; librdkafka fetches `read_ahead` bytes of one, or a larger record.
+    /// Open partitions may hold `limit` bytes together; librdkafka fetches `read_ahead` bytes of one, or a larger
+    /// record.
     pub fn new(limit: usize, read_ahead: usize) -> Self {
         Self { limit, read_ahead, open: BTreeMap::new(), closed: VecDeque::new(), expected: 0 }
     }
