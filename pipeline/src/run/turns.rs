@@ -404,7 +404,7 @@ impl Loop<'_> {
                 self.at.id = "".into();
             }
             End::Aborted { reason, .. } => {
-                metrics::aborted(&reason);
+                metrics::aborted(&reason, refused.len());
                 self.times.void = reason;
                 self.partitions.shards.values_mut().for_each(|shard| shard.ledger.rewind());
                 refused.into_iter().for_each(|refused| self.step_down(refused));

@@ -260,9 +260,13 @@ pub fn committed(outputs: usize, took: Duration) {
     tracing::debug!(outputs, took_ms = took.as_millis() as u64, "committed");
 }
 
-pub fn aborted(reason: &str) {
+/// `refused` results of it are not sent again as they are, of which there are lines of their own.
+pub fn aborted(reason: &str, refused: usize) {
     counter!(ABORTS).increment(1);
-    tracing::warn!("transaction aborted, its results are sent again: {reason}");
+    match refused {
+        0 => tracing::warn!("transaction aborted, its results are sent again: {reason}"),
+        _ => tracing::debug!(refused, "transaction aborted, its results are sent again: {reason}"),
+    }
 }
 
 pub fn rebalanced(event: &'static str, partitions: &[i32], assigned: usize) {

@@ -28,7 +28,7 @@ const STEP: Duration = Duration::from_secs(1);
 /// Between two calls, where the broker asks for patience.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// Between two looks at whether everything is delivered, which takes a few milliseconds.
+/// Between two looks at whether everything is delivered, which takes some milliseconds.
 const LOOK_AGAIN: Duration = Duration::from_micros(500);
 
 /// How long a transaction of usual results may take on top of the commit interval, see [`Allowance`](super::allowance).
@@ -211,7 +211,6 @@ impl Transactions {
             let renewal = Renewal { old: Some(producer), why: Why::Trouble(error), attempted };
             return self.renew(renewal, begun, timeout, call);
         }
-        // Until each record has been told of.
         await_deliveries(&producer);
         let refused = producer.context().take_refused();
         Ok(Closed { producer, end, refused })
@@ -226,19 +225,7 @@ impl Transactions {
         call: &Watchdog,
     ) -> Result<KafkaResult<Identity>, Lost> {
         // What is asked below would wait behind what is being sent.
-        if !await_deliveries(producer) && self.exactly_once() {
-            // librdkafka goes on asking for a topic that is not there, and nothing of the transaction is sent
-            // meanwhile.
-            let missing = self.missing(producer);
-            if !missing.is_empty() {
-                producer.context().note_missing(missing);
-                return Ok(Err(KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopicOrPartition)));
-            }
-        }
-        if let Err(error) = persist(call, || producer.flush(STEP))? {
-            return Ok(Err(error));
-        }
-        if let Err(error) = producer.context().all_delivered() {
+        if let Err(error) = self.deliver(producer) {
             return Ok(Err(error));
         }
         let mut same = Identity::Another;
@@ -266,6 +253,30 @@ impl Transactions {
             Err(error) => Err(error),
         };
         Ok(committed.map(|()| Identity::Same))
+    }
+
+    /// Waits until all that was sent has arrived. rdkafka's own waiting before a commit goes by 100 ms.
+    fn deliver(&self, producer: &ResultProducer) -> KafkaResult<()> {
+        let mut look = Instant::now() + STEP;
+        while producer.in_flight_count() > 0 {
+            std::thread::sleep(LOOK_AGAIN);
+            if !self.exactly_once() {
+                // Whatever has failed, the rest may still arrive, and would be told of in the next batch.
+                continue;
+            }
+            // librdkafka keeps what it has not sent of a transaction that has failed until its time is over.
+            producer.context().all_delivered()?;
+            if Instant::now() > look {
+                // It goes on asking for a topic that is not there, and nothing of the transaction is sent meanwhile.
+                let missing = self.missing(producer);
+                if !missing.is_empty() {
+                    producer.context().note_missing(missing);
+                    return Err(KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopicOrPartition));
+                }
+                look = Instant::now() + STEP;
+            }
+        }
+        producer.context().all_delivered()
     }
 
     /// Topics of results that are not there. Without an answer it is none.
@@ -382,14 +393,12 @@ fn is_fence(code: Option<RDKafkaErrorCode>) -> bool {
     )
 }
 
-/// Waits for what was sent, as rdkafka does before a commit, but not 100 ms at a time.
-/// Returns whether all of it has arrived.
-fn await_deliveries(producer: &ResultProducer) -> bool {
+/// Waits until it is known of each record of an aborted transaction what became of it.
+fn await_deliveries(producer: &ResultProducer) {
     let until = Instant::now() + STEP;
     while producer.in_flight_count() > 0 && Instant::now() < until {
         std::thread::sleep(LOOK_AGAIN);
     }
-    producer.in_flight_count() == 0
 }
 
 /// Calls until it is done or fails for another reason than time.
@@ -422,8 +431,7 @@ impl Remedy {
             KafkaError::Transaction(error) if error.txn_requires_abort() => Self::Abort,
             KafkaError::Transaction(error) if error.is_retriable() => Self::Retry,
             KafkaError::Transaction(_) => Self::Fatal,
-            KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)
-            | KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut) => Self::Retry,
+            KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut) => Self::Retry,
             error => match error.rdkafka_error_code() {
                 Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::Fenced) => Self::Fatal,
                 _ => Self::Abort,
