@@ -9,7 +9,7 @@ use tonearm_schemas::{
 };
 use tonearm_stages::infer::Model;
 
-use crate::{chain, stages::Stages};
+use crate::{job::BLOCK_VALUES, stages::Stages};
 
 /// How a prediction is written.
 #[derive(Clone, Copy, Debug)]
@@ -78,8 +78,10 @@ impl Catalogue {
     /// Everything the blocks of a track depend on besides its bytes: two processes that agree in it make the same
     /// blocks.
     pub fn fingerprint(&self) -> String {
-        let front_end = serde_json::to_string(&self.front_end(Stage::Features)).unwrap_or_default();
-        let text = format!("{} {front_end} {:?} {}", env!("CARGO_PKG_VERSION"), self.limits, chain::BLOCK_VALUES);
+        let front_end = serde_json::json!(self.front_end(Stage::Features));
+        let Limits { max_record_bytes, max_duration } = self.limits;
+        let limits = format!("{max_record_bytes} {} {BLOCK_VALUES}", max_duration.as_millis());
+        let text = format!("{} {front_end} {limits}", env!("CARGO_PKG_VERSION"));
         blake3::hash(text.as_bytes()).to_hex()[..8].to_owned()
     }
 }

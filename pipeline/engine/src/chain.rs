@@ -16,16 +16,11 @@ use tonearm_stages::{features::Features, windows::Window};
 use crate::{
     catalogue::Catalogue,
     events,
-    job::{Block, Client, Failure, Origin, Outcome},
+    job::{BLOCK_VALUES, Block, Client, Failure, Origin, Outcome},
     pool::{Pool, Tag},
     prediction,
     scores::Scores,
-    track::ms,
 };
-
-/// Values in a block, so that it stays below Kafka's default limit of 1 MiB for a record. Windows larger than this are
-/// a block of their own.
-pub const BLOCK_VALUES: usize = 1 << 17;
 
 /// One track. Its blocks are cut at the same samples and windows however it came in.
 pub struct Chain {
@@ -224,4 +219,9 @@ impl Chain {
         self.pending.blocks += 1;
         Block { head: BlockHead { index, track }, value }
     }
+}
+
+pub(crate) fn ms(duration: Duration) -> f64 {
+    // Microseconds are as fine as anyone reads.
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }

@@ -1,6 +1,6 @@
 //! A job: one track asked for, and who asked.
 
-use std::{pin::Pin, time::Instant};
+use std::{any::Any, pin::Pin, time::Instant};
 
 use bytes::Bytes;
 use tonearm_schemas::{
@@ -15,7 +15,7 @@ pub struct Job {
     pub bytes: Bytes,
     /// A hint for messages; the bytes decide.
     pub content_type: Option<String>,
-    pub client: Box<dyn Client>,
+    pub caller: Box<dyn Caller>,
 }
 
 /// Which track it is.
@@ -28,7 +28,14 @@ pub struct Origin {
     pub received: Instant,
 }
 
-/// Who asked for a track.
+/// Who asked for a track, and hears how it ends.
+pub trait Caller: Send + Sync {
+    fn client(&self) -> &dyn Client;
+
+    fn end(self: Box<Self>, outcome: Outcome);
+}
+
+/// Who a track is for, while it is worked on.
 pub trait Client: Send + Sync {
     /// Whether the track may still be begun; if not, it ends without an outcome.
     fn may_begin(&self) -> bool;
@@ -41,9 +48,6 @@ pub trait Client: Send + Sync {
 
     /// Takes a block that is not the track's last, and that there is room for.
     fn take(&self, block: Block);
-
-    /// Takes the end.
-    fn end(self: Box<Self>, outcome: Outcome);
 }
 
 /// How a track ends in this process.
@@ -57,6 +61,10 @@ pub enum Outcome {
         last: Option<Block>,
     },
 }
+
+/// Values in a block, so that it stays below Kafka's default limit of 1 MiB for a record. Windows larger than this are
+/// a block of their own.
+pub const BLOCK_VALUES: usize = 1 << 17;
 
 /// A block, as the next stage reads it.
 pub struct Block {
@@ -79,4 +87,10 @@ pub enum Failure {
     /// Its client does not want it any more.
     #[error("cancelled")]
     Cancelled,
+}
+
+/// What a panic said.
+pub(crate) fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }

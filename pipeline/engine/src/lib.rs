@@ -20,7 +20,7 @@ use self::pool::{Occupied, Pool, Tag, Workers};
 pub use self::{
     catalogue::Catalogue,
     chain::Chain,
-    job::{Block, Client, Failure, Job, Origin, Outcome},
+    job::{Block, Caller, Client, Failure, Job, Origin, Outcome},
     stages::Stages,
 };
 
@@ -45,7 +45,7 @@ impl Engine {
         self.workers.pool()
     }
 
-    /// Queues an encoded track; its client hears how it ends. The caller bounds how many there are.
+    /// Queues an encoded track; its caller hears how it ends. The caller bounds how many there are.
     pub fn submit(&self, job: Job) {
         let tag = Tag::new(job.origin.id.clone(), self.catalogue.stages().first());
         let track = track::work(Arc::clone(&self.catalogue), self.pool().clone(), Arc::clone(&tag), job);

@@ -15,8 +15,8 @@ use tonearm_stages::{
 };
 
 use crate::{
+    job::said,
     pool::{Piece, Pool, Tag},
-    track::text,
 };
 
 /// The scores of one track's windows, filled in by whichever worker has them.
@@ -50,7 +50,7 @@ impl Scores {
                 at.at(Stage::Infer);
                 let started = Instant::now();
                 let result = catch_unwind(AssertUnwindSafe(|| model.forward(&window.values)))
-                    .unwrap_or_else(|panic| Err(ForwardError::Panic(text(&*panic))));
+                    .unwrap_or_else(|panic| Err(ForwardError::Panic(said(&*panic))));
                 scores.put(index, result, started.elapsed());
             });
             if let Err(piece) = pool.offer(tag, piece) {

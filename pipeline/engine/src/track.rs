@@ -15,27 +15,27 @@ use tonearm_stages::{decode::Decoder, resample::Resampler};
 
 use crate::{
     catalogue::Catalogue,
-    chain::Chain,
+    chain::{Chain, ms},
     events,
-    job::{Client, Failure, Job, Outcome},
+    job::{Client, Failure, Job, Outcome, said},
     pool::{Pool, Tag},
 };
 
-/// Takes an encoded track through the stages, and tells its client how it ended. All blocks but the last go to the
+/// Takes an encoded track through the stages, and tells its caller how it ended. All blocks but the last go to the
 /// client on the way.
 ///
 /// It is rejected if it cannot be decoded, is outside the limits, or the model fails; also if a stage panics.
 pub async fn work(catalogue: Arc<Catalogue>, pool: Pool, tag: Arc<Tag>, job: Job) {
-    let Job { origin, bytes, content_type, client } = job;
-    if !client.may_begin() {
+    let Job { origin, bytes, content_type, caller } = job;
+    if !caller.client().may_begin() {
         return;
     }
     let mut chain = Chain::new(catalogue, pool, Arc::clone(&tag), origin);
-    let stages = stages(&mut chain, &tag, &bytes, content_type.as_deref(), &*client);
+    let stages = stages(&mut chain, &tag, &bytes, content_type.as_deref(), caller.client());
     let ended = AssertUnwindSafe(stages).catch_unwind().await;
     if let Some(outcome) = guarded(&mut chain, &tag, ended) {
         drop((chain, bytes));
-        client.end(outcome);
+        caller.end(outcome);
     }
 }
 
@@ -52,7 +52,7 @@ fn panicked(tag: &Tag, panic: &(dyn std::any::Any + Send)) -> Reject {
         Stage::Features => (RejectClass::InternalError, "the stage of features"),
         Stage::Infer => (RejectClass::InternalError, "the stage of inference"),
     };
-    Reject::new(tag.stage(), class, format!("{who} panicked: {}", text(panic)))
+    Reject::new(tag.stage(), class, format!("{who} panicked: {}", said(panic)))
 }
 
 /// `None` if the track is cancelled.
@@ -137,18 +137,4 @@ impl Clock {
         let now = Instant::now();
         now - std::mem::replace(&mut self.0, now)
     }
-}
-
-pub(crate) fn ms(duration: Duration) -> f64 {
-    // Microseconds are as fine as anyone reads.
-    (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-/// What a panic said.
-pub(crate) fn text(panic: &(dyn std::any::Any + Send)) -> String {
-    panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".to_owned())
 }

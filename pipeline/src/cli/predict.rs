@@ -11,7 +11,7 @@ use std::{
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use tonearm_engine::{Block, Catalogue, Client, Engine, Job, Origin, Outcome, Stages};
+use tonearm_engine::{Block, Caller, Catalogue, Client, Engine, Job, Origin, Outcome, Stages};
 use tonearm_models::repository;
 use tonearm_schemas::prediction::{Prediction, Source};
 
@@ -100,7 +100,7 @@ pub fn main(global: &Global, args: &PredictArgs) -> CommandResult {
                 },
                 bytes: bytes.into(),
                 content_type: None,
-                client: Box::new(reply),
+                caller: Box::new(reply),
             }),
             Err(e) => reply.print(Err(format!("{name}: cannot be read: {e}"))),
         }
@@ -126,6 +126,20 @@ impl Reply {
     }
 }
 
+impl Caller for Reply {
+    fn client(&self) -> &dyn Client {
+        self
+    }
+
+    fn end(self: Box<Self>, outcome: Outcome) {
+        self.print(match outcome {
+            Outcome::Prediction(prediction) => Ok(*prediction),
+            Outcome::Reject { reject, .. } => Err(format!("{}: {reject}", self.name)),
+            Outcome::Block(_) => Err(format!("{}: it has no prediction", self.name)),
+        });
+    }
+}
+
 impl Client for Reply {
     fn may_begin(&self) -> bool {
         true
@@ -141,14 +155,6 @@ impl Client for Reply {
     }
 
     fn take(&self, _: Block) {}
-
-    fn end(self: Box<Self>, outcome: Outcome) {
-        self.print(match outcome {
-            Outcome::Prediction(prediction) => Ok(*prediction),
-            Outcome::Reject { reject, .. } => Err(format!("{}: {reject}", self.name)),
-            Outcome::Block(_) => Err(format!("{}: it has no prediction", self.name)),
-        });
-    }
 }
 
 /// A bounded number of places.

@@ -4,7 +4,7 @@
 //! track's. So the group stays at the first block until everything that came of the track is committed, and whoever has
 //! the partition next starts the track over.
 
-use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc, time::Instant};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures_lite::{FutureExt, StreamExt};
@@ -16,10 +16,10 @@ use tonearm_schemas::{
 };
 use tonearm_stages::windows::Window;
 
-use super::{originals::Originals, receipt::Receipt, record::Record};
+use super::{originals::Originals, receipt::Receipt, record::Record, reply::Reply};
 use crate::{
     kafka::headers::Header,
-    run::commit::output::{Of, Output, Routes},
+    run::commit::output::{Of, Routes},
 };
 
 /// What the work on blocks needs besides the blocks.
@@ -263,8 +263,8 @@ async fn finish(work: &BlockWork, tag: &Tag, progress: Progress, end: TrackEnd, 
             reject_track(work, reply, reject, last.map(|last| *last)).await;
         }
         // An earlier stage has written its reject: only the next stage may have to know.
-        (Progress::Working(mut chain), TrackEnd::Rejected) => reply.pass_on(chain.stop()),
-        (Progress::Failed { last, .. }, TrackEnd::Rejected) => reply.pass_on(last.map(|last| *last)),
+        (Progress::Working(mut chain), TrackEnd::Rejected) => pass_on(reply, chain.stop()),
+        (Progress::Failed { last, .. }, TrackEnd::Rejected) => pass_on(reply, last.map(|last| *last)),
     }
 }
 
@@ -281,38 +281,8 @@ fn invalid(work: &BlockWork, why: String) -> Reject {
     Reject::new(work.engine.catalogue().stages().first(), RejectClass::InvalidBlock, why)
 }
 
-/// The record of a track's first block, which stands for it.
-struct Reply {
-    receipt: Receipt,
-    routes: Arc<Routes>,
-    of: Arc<Of>,
-}
-
-impl Reply {
-    fn pass_on(self, last: Option<Block>) {
-        let last: Option<Output> = last.map(|last| self.routes.last_block(&self.of, last));
-        self.receipt.complete(last.into_iter().collect());
-    }
-}
-
-impl Client for Reply {
-    fn may_begin(&self) -> bool {
-        self.receipt.lease().may_begin()
-    }
-
-    fn is_wanted(&self) -> bool {
-        self.receipt.lease().is_valid()
-    }
-
-    fn room(&self, bytes: usize) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
-        Box::pin(self.receipt.room(bytes))
-    }
-
-    fn take(&self, block: Block) {
-        let bytes = block.bytes();
-        self.receipt.output(self.routes.block(&self.of, block), bytes);
-    }
-
-    /// Only encoded tracks end by themselves; a track of blocks ends with its last block.
-    fn end(self: Box<Self>, _: Outcome) {}
+/// Ends a track that an earlier stage rejected.
+fn pass_on(reply: Reply, last: Option<Block>) {
+    let Reply { receipt, routes, of } = reply;
+    receipt.complete(last.map(|last| routes.last_block(&of, last)).into_iter().collect());
 }

@@ -1,13 +1,14 @@
 //! Encoded records: each is one track, a job for the engine.
 
-use std::{pin::Pin, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
-use tonearm_engine::{Block, Client, Engine, Job, Origin, Outcome};
+use tonearm_engine::{Caller, Client, Engine, Job, Origin, Outcome};
 use tonearm_schemas::prediction::Source;
 
 use super::{
     receipt::Receipt,
     record::{self, Record},
+    reply::Reply,
 };
 use crate::{
     kafka::headers::Header,
@@ -27,42 +28,29 @@ pub fn submit(engine: &Engine, routes: &Arc<Routes>, record: Record, receipt: Re
     let content_type = Header::text(&record.headers, "content-type").map(str::to_owned);
     let bytes = record.value.clone().unwrap_or_default();
     let of = Arc::new(Of { source, received, carried: routes.carried(&record) });
-    let client = Box::new(Reply { receipt, routes: Arc::clone(routes), of, record });
-    engine.submit(Job { origin, bytes, content_type, client });
+    let reply = Reply { receipt, routes: Arc::clone(routes), of };
+    engine.submit(Job { origin, bytes, content_type, caller: Box::new(Whole { reply, record }) });
 }
 
-/// Hears how a record's track ends.
-struct Reply {
-    receipt: Receipt,
-    routes: Arc<Routes>,
-    of: Arc<Of>,
+/// A record that is a track.
+struct Whole {
+    reply: Reply,
     record: Record,
 }
 
-impl Client for Reply {
-    fn may_begin(&self) -> bool {
-        self.receipt.lease().may_begin()
-    }
-
-    fn is_wanted(&self) -> bool {
-        self.receipt.lease().is_valid()
-    }
-
-    fn room(&self, bytes: usize) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
-        Box::pin(self.receipt.room(bytes))
-    }
-
-    fn take(&self, block: Block) {
-        let bytes = block.bytes();
-        self.receipt.output(self.routes.block(&self.of, block), bytes);
+impl Caller for Whole {
+    fn client(&self) -> &dyn Client {
+        &self.reply
     }
 
     fn end(self: Box<Self>, outcome: Outcome) {
-        let Self { receipt, routes, of, record } = *self;
-        receipt.complete(match outcome {
-            Outcome::Prediction(prediction) => vec![routes.prediction(&of, &prediction)],
-            Outcome::Block(last) => vec![routes.last_block(&of, last)],
-            Outcome::Reject { reject, last } => routes.reject(&of, record, reject, last),
-        });
+        let Self { reply, record } = *self;
+        let Reply { routes, of, .. } = &reply;
+        let outputs = match outcome {
+            Outcome::Prediction(prediction) => vec![routes.prediction(of, &prediction)],
+            Outcome::Block(last) => vec![routes.last_block(of, last)],
+            Outcome::Reject { reject, last } => routes.reject(of, record, reject, last),
+        };
+        reply.receipt.complete(outputs);
     }
 }

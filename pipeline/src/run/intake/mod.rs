@@ -5,3 +5,4 @@ pub mod encoded;
 pub mod originals;
 pub mod receipt;
 pub mod record;
+pub mod reply;
