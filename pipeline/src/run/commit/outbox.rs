@@ -15,10 +15,11 @@ use rdkafka::{
 use super::{
     allowance::Allowance,
     committer::Committer,
+    deliveries::ResultProducer,
     output::Output,
     transaction::{
-        Attempt, Closed, Closing, End, Renewal, ResultProducer, Settings, TRANSACTION_TIMEOUT, Task, Transactions,
-        TransactionsError, Why,
+        Attempt, Closed, Closing, End, Renewal, Settings, TRANSACTION_TIMEOUT, Task, Transactions, TransactionsError,
+        Why,
     },
 };
 use crate::{

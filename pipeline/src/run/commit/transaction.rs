@@ -1,21 +1,18 @@
 //! How transactions end: committed with the positions of their inputs, or void. Every trouble on the way is retried,
 //! answered by an abort, or by a new producer; only another process in this one's place is the end.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use rdkafka::{
-    ClientContext, Message,
-    config::RDKafkaLogLevel,
     consumer::{BaseConsumer, ConsumerGroupMetadata, DefaultConsumerContext},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
-    message::DeliveryResult,
-    producer::{Producer, ProducerContext, ThreadedProducer},
+    producer::Producer,
 };
 
-use super::watchdog::{Lost, Watchdog};
+use super::{
+    deliveries::{Deliveries, ResultProducer},
+    watchdog::{Lost, Watchdog},
+};
 use crate::{
     config::{Delivery, Kafka},
     kafka::{self, ClientError},
@@ -33,8 +30,6 @@ const LOOK_AGAIN: Duration = Duration::from_micros(500);
 
 /// How long a transaction of usual results may take on top of the commit interval, see [`Allowance`](super::allowance).
 pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
-
-pub type ResultProducer = ThreadedProducer<Deliveries>;
 
 /// A transaction or batch to be closed.
 pub struct Task {
@@ -306,7 +301,7 @@ impl Transactions {
         };
         // The broker also fences the producer of a transaction that lasted too long, so an old one proves nothing.
         // Where it was another process after all, the next transaction is fenced young.
-        let lasts = old.as_ref().map_or(timeout, |old| old.context().timeout);
+        let lasts = old.as_ref().map_or(timeout, |old| old.context().timeout());
         if is_fence(code) && begun.elapsed() < lasts {
             let Kafka { instance_id, group_id, .. } = self.settings.kafka.clone();
             return Err(TransactionsError::Fenced { instance_id, group_id }.into());
@@ -436,103 +431,6 @@ impl Remedy {
                 Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::Fenced) => Self::Fatal,
                 _ => Self::Abort,
             },
-        }
-    }
-}
-
-/// Notes what could not be delivered.
-pub struct Deliveries {
-    failures: Mutex<Failures>,
-    /// Of the producer's transactions.
-    timeout: Duration,
-}
-
-#[derive(Default)]
-struct Failures {
-    /// The first failure: it says most, those behind it are its consequences.
-    first: Option<KafkaError>,
-    /// Records that were refused for good, by their number in the transaction.
-    refused: Vec<(usize, RDKafkaErrorCode)>,
-    /// Topics that are not there, whatever librdkafka says of what was sent to them.
-    missing: Vec<String>,
-}
-
-impl Deliveries {
-    fn new(timeout: Duration) -> Self {
-        Self { failures: Mutex::default(), timeout }
-    }
-
-    fn failures(&self) -> MutexGuard<'_, Failures> {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Those records that were refused since the last call, each by its number, and why.
-    pub fn take_refused(&self) -> Vec<(usize, RDKafkaErrorCode)> {
-        std::mem::take(&mut *self.failures()).refused
-    }
-
-    fn note_missing(&self, topics: Vec<String>) {
-        self.failures().missing = topics;
-    }
-
-    /// Notes that the record with this number in the transaction was not delivered.
-    pub fn note_failure(&self, error: &KafkaError, number: usize) {
-        let mut failures = self.failures();
-        failures.first.get_or_insert_with(|| error.clone());
-        if let Some(code) = error.rdkafka_error_code().filter(|code| is_for_good(*code)) {
-            failures.refused.push((number, code));
-        }
-        tracing::debug!("result {number} of a transaction was not delivered: {error}");
-    }
-
-    fn all_delivered(&self) -> Result<(), KafkaError> {
-        self.failures().first.clone().map_or(Ok(()), Err)
-    }
-}
-
-/// Whether the same record would be refused again.
-fn is_for_good(code: RDKafkaErrorCode) -> bool {
-    matches!(
-        code,
-        RDKafkaErrorCode::MessageSizeTooLarge
-            | RDKafkaErrorCode::InvalidMessageSize
-            | RDKafkaErrorCode::InvalidRecord
-            | RDKafkaErrorCode::InvalidTimestamp
-            | RDKafkaErrorCode::PolicyViolation
-            | RDKafkaErrorCode::TopicAuthorizationFailed
-            | RDKafkaErrorCode::UnknownTopicOrPartition
-            | RDKafkaErrorCode::UnknownTopic
-            | RDKafkaErrorCode::UnknownPartition
-            | RDKafkaErrorCode::InvalidTopic
-    )
-}
-
-impl ClientContext for Deliveries {
-    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
-        // What is fatal to a producer is not to us: the line that says what was done about it comes from us.
-        tracing::debug!("librdkafka {facility}: {message}");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AllBrokersDown) => kafka::log_error(&error, reason),
-            _ => tracing::debug!("producer: {error}: {reason}"),
-        }
-    }
-}
-
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
-        let Err((error, record)) = result else { return };
-        let is_missing = self.failures().missing.iter().any(|topic| topic == record.topic());
-        match is_missing {
-            true => {
-                let unknown = KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopicOrPartition);
-                self.note_failure(&unknown, number);
-            }
-            false => self.note_failure(error, number),
         }
     }
 }
