@@ -96,8 +96,8 @@ fn a_record_that_is_not_done_in_time_is_left_to_the_next_run() {
 #[test]
 fn a_worker_that_is_stuck_outlives_no_deadline() {
     const DRAIN: Duration = Duration::from_secs(1);
-    // For the last commit, and for leaving the group.
-    const GRACE: Duration = Duration::from_secs(4);
+    // Two seconds for the last commit and for leaving the group, as promised; the rest is for busy machines.
+    const GRACE: Duration = Duration::from_millis(2_500);
     let topics = Topics::new(1);
     let model = models::stuck_by_sound(Duration::from_secs(300));
     let run = Run::new(&topics).model(&model).set("runtime.workers", 1);

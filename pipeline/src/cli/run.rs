@@ -127,7 +127,7 @@ fn say_what_does_not_fit(config: &Config) {
 fn end_in_time(stop: &Arc<AtomicBool>, drain_timeout: Duration) {
     const LOOK: Duration = Duration::from_millis(50);
     /// What closing the consumer may take on top.
-    const CLOSE: Duration = Duration::from_millis(500);
+    const CLOSE: Duration = Duration::from_millis(450);
     let stop = Arc::clone(stop);
     let watch = move || {
         while !stop.load(Ordering::Relaxed) {
