@@ -85,21 +85,31 @@ fn beside_peers(options: &Options, backlog: &Backlog, files: &[PathBuf]) -> Vec<
     claims
 }
 
+/// What exactly-once costs: in throughput, to which a broker on the same machine belongs, and in CPU time, told apart.
 fn deliveries(options: &Options, backlog: &Backlog) -> Vec<Claim> {
     eprintln!("pipeline: exactly once, at least once");
-    let (mut exactly, mut at_least) = (Vec::new(), Vec::new());
+    let (mut exactly, mut at_least): (Vec<Done>, Vec<Done>) = (Vec::new(), Vec::new());
     for round in 0..options.pipeline_rounds {
         // Each goes first as often as the other.
         for turn in [round % 2, 1 - round % 2] {
             match turn {
-                0 => exactly.push(backlog.audio_s / run(backlog, EXACTLY_ONCE).wall_s),
-                _ => at_least.push(backlog.audio_s / run(backlog, AT_LEAST_ONCE).wall_s),
+                0 => exactly.push(run(backlog, EXACTLY_ONCE)),
+                _ => at_least.push(run(backlog, AT_LEAST_ONCE)),
             }
         }
     }
-    let figures = format!("{} and {} s of audio per s", rounded(median(&exactly)), rounded(median(&at_least)));
-    let what = "throughput: exactly once over at least once";
-    vec![Claim::new(what, Some(Asked::AtLeast(0.95)), "×", ratios(&exactly, &at_least)).figures(figures)]
+    let claim = |what: &str, asked: Option<f64>, unit: &str, figure: &dyn Fn(&Done) -> f64| {
+        let [exactly, at_least] = [&exactly, &at_least].map(|done| done.iter().map(figure).collect::<Vec<_>>());
+        let figures = format!("{} and {} {unit}", rounded(median(&exactly)), rounded(median(&at_least)));
+        let what = format!("exactly once over at least once: {what}");
+        Claim::new(what, asked.map(Asked::AtLeast), "×", ratios(&exactly, &at_least)).figures(figures)
+    };
+    let records = backlog.records as f64;
+    vec![
+        claim("throughput", Some(0.95), "s of audio per s", &|done| backlog.audio_s / done.wall_s),
+        claim("records per CPU second of the process", Some(0.97), "per s", &|done| records / done.cpu_s),
+        claim("the broker's CPU time", None, "ms per record", &|done| done.broker_cpu_s * 1e3 / records),
+    ]
 }
 
 /// How workers add up, and what Kafka and the runtime cost beside the stages.

@@ -7,7 +7,7 @@ use std::{
 
 use tonearm_tests::{
     PATIENCE,
-    broker::Topics,
+    broker::{Topics, broker_process},
     program::{Run, Running},
     records::{Input, Reader, publish},
 };
@@ -51,6 +51,8 @@ pub struct Done {
     pub wall_s: f64,
     /// CPU time of the process meanwhile.
     pub cpu_s: f64,
+    /// And of the broker.
+    pub broker_cpu_s: f64,
     /// Most memory it ever had, code and libraries included.
     pub peak_mib: f64,
 }
@@ -62,6 +64,7 @@ pub struct AtWork<'a> {
     running: Running,
     ready: Instant,
     cpu_s: f64,
+    broker_cpu_s: f64,
 }
 
 impl<'a> AtWork<'a> {
@@ -69,8 +72,8 @@ impl<'a> AtWork<'a> {
         let topics = backlog.group();
         let reader = Reader::new(&[&topics.predictions]);
         let (running, ready) = ready(settings.iter().fold(Run::new(&topics), |run, (key, value)| run.set(key, value)));
-        let cpu_s = cpu_s(&running);
-        Self { backlog, reader, running, ready, cpu_s }
+        let (cpu_s, broker_cpu_s) = (cpu_s(running.id()), cpu_s(broker_process()));
+        Self { backlog, reader, running, ready, cpu_s, broker_cpu_s }
     }
 
     pub fn finish(self) -> Done {
@@ -80,10 +83,11 @@ impl<'a> AtWork<'a> {
             }
         }
         let wall_s = self.ready.elapsed().as_secs_f64();
-        let cpu_s = cpu_s(&self.running) - self.cpu_s;
+        let broker_cpu_s = cpu_s(broker_process()) - self.broker_cpu_s;
+        let cpu_s = cpu_s(self.running.id()) - self.cpu_s;
         let peak_mib = self.running.memory("VmHWM") as f64 / f64::from(1 << 20);
         self.running.stop();
-        Done { wall_s, cpu_s, peak_mib }
+        Done { wall_s, cpu_s, broker_cpu_s, peak_mib }
     }
 }
 
@@ -98,9 +102,9 @@ pub fn ready(run: Run) -> (Running, Instant) {
     (running, Instant::now())
 }
 
-/// CPU time of the process so far, its threads that have ended included.
-fn cpu_s(running: &Running) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", running.id())).expect("the program runs");
+/// CPU time of a process so far, its threads that have ended included.
+fn cpu_s(process: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("the process runs");
     // Behind the name, which may hold anything: state is field 3, utime and stime are 14 and 15 (proc(5)).
     let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ').skip(14 - 3).take(2);
     fields.map(|ticks| ticks.parse::<f64>().expect("a number of ticks")).sum::<f64>() / TICKS_PER_S

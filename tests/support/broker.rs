@@ -35,6 +35,11 @@ pub fn brokers() -> &'static str {
     &cluster().addresses
 }
 
+/// The process of the tests' first broker.
+pub fn broker_process() -> u32 {
+    cluster().pid(1).as_raw().unsigned_abs()
+}
+
 fn cluster() -> &'static Cluster {
     CLUSTER.get_or_init(|| {
         let owner = match std::env::var_os("CARGO") {
@@ -237,11 +242,14 @@ impl Cluster {
         self.signal(broker, Signal::SIGCONT);
     }
 
-    fn signal(&self, broker: u32, signal: Signal) {
+    fn pid(&self, broker: u32) -> Pid {
         let file = self.data.join(format!("broker-{broker}/pid"));
         let pid = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        let pid = Pid::from_raw(pid.trim().parse().expect("a process id"));
-        kill(pid, signal).unwrap_or_else(|e| panic!("broker {broker}: {signal}: {e}"));
+        Pid::from_raw(pid.trim().parse().expect("a process id"))
+    }
+
+    fn signal(&self, broker: u32, signal: Signal) {
+        kill(self.pid(broker), signal).unwrap_or_else(|e| panic!("broker {broker}: {signal}: {e}"));
     }
 
     fn one(&self, what: &str, broker: u32) {
