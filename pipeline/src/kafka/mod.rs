@@ -7,6 +7,7 @@ mod contact;
 mod error;
 mod handshake;
 pub mod headers;
+pub mod incarnation;
 mod preflight;
 mod properties;
 mod raw_admin;

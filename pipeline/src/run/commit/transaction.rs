@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::{Delivery, Kafka},
-    kafka::{self, ClientError},
+    kafka::{self, ClientError, incarnation},
     run::partitions::positions::{self, Coordinates, Positions},
     telemetry::metrics,
 };
@@ -299,13 +299,7 @@ impl Transactions {
             Why::Trouble(error) => fatal.or(error.rdkafka_error_code()),
             Why::Time => fatal,
         };
-        // The broker also fences the producer of a transaction that lasted too long, so an old one proves nothing.
-        // Where it was another process after all, the next transaction is fenced young.
         let lasts = old.as_ref().map_or(timeout, |old| old.context().timeout());
-        if is_fence(code) && begun.elapsed() < lasts {
-            let Kafka { instance_id, group_id, .. } = self.settings.kafka.clone();
-            return Err(TransactionsError::Fenced { instance_id, group_id }.into());
-        }
         match &why {
             Why::Trouble(error) => metrics::producer_renewed(error),
             Why::Time => tracing::debug!(?timeout, "transactions take another time from now on"),
@@ -313,6 +307,10 @@ impl Transactions {
         let refused = old.as_ref().map(|old| old.context().take_refused()).unwrap_or_default();
         call.watch(|| drop(old))?;
         let producer = self.producer(timeout)?;
+        if is_fence(code) && self.is_replaced(&producer, begun.elapsed() < lasts, call)? {
+            let Kafka { instance_id, group_id, .. } = self.settings.kafka.clone();
+            return Err(TransactionsError::Fenced { instance_id, group_id }.into());
+        }
         if self.exactly_once() {
             persist(call, || producer.init_transactions(STEP))?.map_err(TransactionsError::Fatal)?;
         }
@@ -322,6 +320,25 @@ impl Transactions {
             (_, Why::Time) => End::NotBegun,
         };
         Ok(Closed { producer, end, refused })
+    }
+
+    /// Whether a fence is another process' that has taken this one's place. Brokers fence the producer of an expired
+    /// transaction, too, and a process that goes on after it was frozen may fence its successor before it knows. So the
+    /// group is asked; if it does not tell, a transaction that was `young` was fenced by another process.
+    fn is_replaced(&self, producer: &ResultProducer, young: bool, call: &Watchdog) -> Result<bool, Lost> {
+        let Settings { kafka, transactional_id, .. } = &self.settings;
+        if kafka.properties.contains_key("client.id") {
+            return Ok(young);
+        }
+        let mut replaced = young;
+        let ask = || {
+            replaced = incarnation::is_replaced(producer.client(), &kafka.group_id, transactional_id, STEP)?;
+            Ok(())
+        };
+        if let Err(error) = persist(call, ask)? {
+            tracing::debug!("the group does not tell who its members are: {error}");
+        }
+        Ok(replaced)
     }
 
     /// Whether the group is where a transaction of unknown end would have brought it. `init_transactions` has ended
