@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     io::copy,
     net::{TcpListener, TcpStream},
     sync::OnceLock,
@@ -196,6 +197,29 @@ fn a_missing_right_is_named_with_its_topic() {
 }
 
 #[test]
+fn a_publish_needs_more_rights_only_if_it_is_to_go_on() {
+    let topics = topics(1);
+    cluster().grant(&["write"], Resource::Topic(&topics.audio));
+    let (tone, folder) = (file(".wav", wav(220.0, 0.5, 16_000, 1)), tempfile::tempdir().expect("a folder"));
+    let (config, journal) = (config(&cluster().clients, cluster(), &[]), folder.path().join("journal"));
+    let publish = |more: &[&str]| {
+        let arguments = ["publish", text(tone.path()), "--log", "error", "--config", text(config.path())];
+        with(&topics.options(), &[&arguments[..], more].concat())
+    };
+    assert_eq!(publish(&[]).code, Some(0));
+    let resume = ["--resume", text(&journal)];
+    assert_says_only(&publish(&resume), A_PERSON, &["user tonearm", "WRITE", "transactional id tonearm-publish-"]);
+    cluster().grant(&["write"], Resource::TransactionalId("*"));
+    // It takes a moment until brokers know it.
+    let answer = wait("the right", || Some(publish(&resume)).filter(|answer| answer.code != Some(A_PERSON)));
+    assert_eq!((answer.code, answer.err.as_str()), (Some(0), ""));
+    // As if it had crashed between its commit and the last line.
+    let noted = fs::read_to_string(&journal).expect("a journal");
+    fs::write(&journal, noted.strip_suffix("\"committed\"\n").expect("a commit")).expect("a journal");
+    assert_says_only(&publish(&resume), A_PERSON, &["user tonearm", "READ", &topics.audio]);
+}
+
+#[test]
 fn doctor_names_the_rights_that_a_run_needs() {
     let topics = topics(1);
     let config = config(&cluster().clients, cluster(), &[]);
@@ -305,11 +329,19 @@ fn doctor_finds_partitions_that_blocks_cannot_keep() {
 }
 
 #[test]
-fn doctor_finds_brokers_that_cannot_keep_transactions() {
+fn brokers_that_cannot_keep_transactions_are_named() {
     let stock = Cluster::beside(Kind { stock: true, ..Kind::default() });
     let found = Findings::of(tonearm(&["doctor", "--json", "--brokers", &stock.clients]));
     assert_eq!(found.code, Some(A_PERSON));
     found.assert_has("fail", "transactions", &["transaction.state.log.replication.factor is 3", "1 broker"]);
+
+    let (tone, folder) = (file(".wav", wav(220.0, 0.5, 16_000, 1)), tempfile::tempdir().expect("a folder"));
+    let journal = folder.path().join("journal");
+    assert_eq!(tonearm(&["topics", "create", "--brokers", &stock.clients]).code, Some(0));
+    let publish = ["publish", text(tone.path()), "--log", "error", "--brokers", &stock.clients];
+    let answer = tonearm(&[&publish[..], &["--resume", text(&journal)]].concat());
+    assert_says_only(&answer, A_PERSON, &["transaction.state.log.replication.factor is 3", "1 broker"]);
+    assert_eq!(tonearm(&publish).code, Some(0));
 }
 
 #[test]

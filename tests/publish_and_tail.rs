@@ -6,20 +6,31 @@ use std::{
     os::unix::fs::symlink,
     path::Path,
     process::{Child, Stdio},
+    time::UNIX_EPOCH,
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
     unistd::Pid,
 };
+use rdkafka::{
+    ClientConfig,
+    producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer},
+};
+use serde_json::json;
+use tempfile::NamedTempFile;
 use tonearm_schemas::reject::header;
 use tonearm_tests::{
     PATIENCE,
-    answers::{FAILED, text, with},
+    answers::{A_PERSON, FAILED, file, text, with},
     audio::wav,
-    broker::{Topics, brokers},
+    broker::{Topics, brokers, create_with, delete_records, recreate},
+    chance,
     program::{Answer, command},
-    records::{Input, publish, read_all},
+    records::{EndsOf, Input, Record, publish, read_all, read_uncommitted},
     wait, wait_within,
 };
 
@@ -105,53 +116,234 @@ fn files_of_the_same_name_have_keys_of_their_own() {
     );
 }
 
+/// So slow that it has files left whenever a test looks: a record waits 200 ms for others to go with, and none comes.
+fn slow() -> NamedTempFile {
+    let properties = "\"linger.ms\" = 200\n\"batch.num.messages\" = 10\n\"queue.buffering.max.messages\" = 1\n";
+    file(".toml", format!("[kafka.properties]\n{properties}"))
+}
+
+/// More than such a one publishes in a test's patience.
+const MANY: usize = 500;
+/// The line of a journal behind a commit.
+const COMMITTED: &str = "\"committed\"\n";
+
+/// As if the last run had crashed between a commit and its line in the journal.
+fn cut(journal: &Path) {
+    let noted = fs::read_to_string(journal).expect("a journal");
+    let rest = noted.strip_suffix(COMMITTED).unwrap_or(&noted);
+    fs::write(journal, format!("{rest}\"commi")).expect("a journal");
+}
+
 #[test]
 fn an_interrupted_publish_says_how_far_it_came_and_goes_on_from_there() {
-    const FILES: usize = 1500;
-    let (topics, folder, home) = (Topics::new(3), many(FILES), tempfile::tempdir().expect("a folder"));
+    let (topics, folder, home, slow) = (Topics::new(3), many(MANY), tempfile::tempdir().expect("a folder"), slow());
     let journal = home.path().join("journal");
     let arguments = ["publish", "--resume", text(&journal), text(folder.path())];
-    let mut child = start(&topics, home.path(), &arguments);
-    wait("a record that is noted", || said(home.path(), "journal").contains("\"published\"").then_some(()));
+    let mut child = start(&topics, home.path(), &[&arguments[..], &["--config", text(slow.path())]].concat());
+    wait("a commit", || said(home.path(), "journal").contains(COMMITTED).then_some(()));
     signal(&child, Signal::SIGINT);
     assert_eq!(end(&mut child), Some(FAILED));
+    wait_for_ends(&topics, 3);
     let published = read_all(&topics.audio).len();
-    assert!(published < FILES, "all were published before the signal came, so this shows nothing");
-    let summary = format!("{published} of {FILES} files published to {}\n", topics.audio);
+    assert!(published < MANY, "all were published before the signal came, so this shows nothing");
+    let summary = format!("{published} of {MANY} files published to {}\n", topics.audio);
     assert_eq!(said(home.path(), "out"), summary);
-    let left = format!("tonearm: stopped: {} files are not published; the same command goes on\n", FILES - published);
+    let left = format!("tonearm: stopped: {} files are not published; the same command goes on\n", MANY - published);
     assert_eq!(said(home.path(), "err"), left);
 
     let answer = tonearm(&topics, &arguments);
     assert_eq!((answer.code, answer.err.as_str()), (Some(0), ""));
-    let rest = FILES - published;
-    assert_eq!(answer.out, format!("{rest} of {FILES} files published to {}, {published} before\n", topics.audio));
-    assert_once_each(&topics, FILES);
+    let rest = MANY - published;
+    assert_eq!(answer.out, format!("{rest} of {MANY} files published to {}, {published} before\n", topics.audio));
+    assert_once_each(&topics, 3, MANY);
 }
 
 #[test]
 fn a_killed_publish_goes_on_without_publishing_twice() {
-    const FILES: usize = 1500;
-    let (topics, folder, home) = (Topics::new(3), many(FILES), tempfile::tempdir().expect("a folder"));
+    let (topics, folder, home, slow) = (Topics::new(3), many(MANY), tempfile::tempdir().expect("a folder"), slow());
     let journal = home.path().join("journal");
     let arguments = ["publish", "--resume", text(&journal), text(folder.path())];
-    let mut child = start(&topics, home.path(), &arguments);
-    wait("records that are noted", || (said(home.path(), "journal").lines().count() > 40).then_some(()));
+    let mut child = start(&topics, home.path(), &[&arguments[..], &["--config", text(slow.path())]].concat());
+    wait("two commits", || (said(home.path(), "journal").matches(COMMITTED).count() > 1).then_some(()));
     signal(&child, Signal::SIGKILL);
     end(&mut child);
-    // The last lines never came to the disk, one of them by half, as if the power had gone.
+    cut(&journal);
+    let answer = tonearm(&topics, &arguments);
+    assert_eq!((answer.code, answer.err.as_str()), (Some(0), ""));
+    assert_once_each(&topics, 3, MANY);
+    let again = tonearm(&topics, &arguments);
+    assert_eq!(again.out, format!("0 of {MANY} files published to {}, {MANY} before\n", topics.audio));
+}
+
+/// Freezes a publishing program whose transaction is open, and not in its journal yet: its commit is not asked for.
+fn freeze_in_a_transaction(child: &Child, topics: &Topics, journal: &Path) {
+    wait("an open transaction", || {
+        signal(child, Signal::SIGSTOP);
+        let pid = Pid::from_raw(child.id() as i32);
+        assert_eq!(waitpid(pid, Some(WaitPidFlag::WUNTRACED)), Ok(WaitStatus::Stopped(pid, Signal::SIGSTOP)));
+        let noted = fs::read_to_string(journal).unwrap_or_default();
+        let is_within = noted.ends_with(COMMITTED) && !beyond(&noted, topics).is_empty();
+        if !is_within {
+            signal(child, Signal::SIGCONT);
+        }
+        is_within.then_some(())
+    });
+}
+
+/// Records in the topic, committed or not, whose files a journal does not name.
+fn beyond(noted: &str, topics: &Topics) -> Vec<Record> {
+    let mut all = read_uncommitted(&topics.audio);
+    all.retain(|record| !noted.contains(&format!("/{}.wav", record.key_text())));
+    all
+}
+
+#[test]
+fn a_run_that_wakes_after_another_has_gone_on_publishes_nothing_more() {
+    let (topics, folder, home, slow) = (Topics::new(3), many(MANY), tempfile::tempdir().expect("a folder"), slow());
+    let (journal, copy) = (home.path().join("journal"), home.path().join("copy"));
+    let arguments = ["publish", text(folder.path()), "--resume"];
+    let with_journal = [text(&journal), "--config", text(slow.path())];
+    let mut child = start(&topics, home.path(), &[&arguments[..], &with_journal].concat());
+    freeze_in_a_transaction(&child, &topics, &journal);
+    fs::copy(&journal, &copy).expect("a copy");
+    let answer = tonearm(&topics, &[&arguments[..], &[text(&copy)]].concat());
+    assert_eq!((answer.code, answer.err.as_str()), (Some(0), ""));
+    assert_once_each(&topics, 3, MANY);
+
+    signal(&child, Signal::SIGCONT);
+    assert_eq!(end(&mut child), Some(A_PERSON));
+    let err = said(home.path(), "err");
+    assert!(err.starts_with("tonearm: another `tonearm publish` with a copy of this journal"), "{err}");
+    assert!(err.lines().count() == 2 && err.contains("stopped: ") && !err.contains("perhaps"), "{err}");
+    assert_once_each(&topics, 3, MANY);
+}
+
+#[test]
+fn what_was_never_committed_is_published_again() {
+    let (topics, folder, home, slow) = (Topics::new(3), many(MANY), tempfile::tempdir().expect("a folder"), slow());
+    let journal = home.path().join("journal");
+    let arguments = ["publish", "--resume", text(&journal), text(folder.path())];
+    let mut child = start(&topics, home.path(), &[&arguments[..], &["--config", text(slow.path())]].concat());
+    freeze_in_a_transaction(&child, &topics, &journal);
+    signal(&child, Signal::SIGKILL);
+    end(&mut child);
+    // As if it had come as far as the journal.
     let noted = said(home.path(), "journal");
-    let kept: Vec<&str> = noted.lines().take(noted.lines().count() - 20).collect();
-    fs::write(&journal, format!("{}\n{{\"published\":{{\"fi", kept.join("\n"))).expect("a journal");
+    let record = beyond(&noted, &topics).remove(0);
+    let track = folder.path().join(record.key_text()).with_extension("wav").canonicalize().expect("a file");
+    let modified = track.metadata().and_then(|file| file.modified()).expect("a time");
+    let modified = modified.duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
+    let bytes = record.value.as_ref().map_or(0, Vec::len);
+    let sent = json!({"sent": {
+        "files": [{"file": track, "bytes": bytes, "modified_ns": modified}],
+        "partition": record.partition, "offset": record.offset,
+    }});
+    fs::write(&journal, format!("{noted}{sent}\n")).expect("a journal");
 
     let answer = tonearm(&topics, &arguments);
     assert_eq!((answer.code, answer.err.as_str()), (Some(0), ""));
-    assert_once_each(&topics, FILES);
-    let again = tonearm(&topics, &arguments);
-    assert_eq!(again.out, format!("0 of {FILES} files published to {}, {FILES} before\n", topics.audio));
+    assert_once_each(&topics, 3, MANY);
 }
 
-fn assert_once_each(topics: &Topics, files: usize) {
+#[test]
+fn a_file_that_the_broker_refuses_is_named_and_those_beside_it_are_published() {
+    const LIMIT: usize = 20_000;
+    let (topics, folder, home) = (Topics::unmade(), many(20), tempfile::tempdir().expect("a folder"));
+    create_with(&topics.audio, 1, &[("max.message.bytes", &LIMIT.to_string())]);
+    let refused = ["0004-large", "0011-large"].map(|name| folder.path().join(name).with_extension("wav"));
+    // It fits with its key and the header of its batch, and what frames a record is too much.
+    refused.iter().for_each(|path| fs::write(path, vec![0; LIMIT - 61 - 10]).expect("a file"));
+    let journal = home.path().join("journal");
+    let arguments = ["publish", "--resume", text(&journal), text(folder.path())];
+    let answer = tonearm(&topics, &arguments);
+    assert_eq!((answer.code, answer.err.lines().count()), (Some(FAILED), 2), "{answer:?}");
+    for path in &refused {
+        assert!(answer.err.contains(&format!("tonearm: {}: was not taken", text(path))), "{}", answer.err);
+    }
+    assert_eq!(answer.out, format!("20 of 22 files published to {}\n", topics.audio));
+    assert_once_each(&topics, 1, 20);
+    assert_eq!(tonearm(&topics, &arguments).out, format!("0 of 22 files published to {}, 20 before\n", topics.audio));
+}
+
+/// A producer that has written a record, and does not end its transaction.
+fn upstream(topic: &str) -> ThreadedProducer<DefaultProducerContext> {
+    let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
+        .set("bootstrap.servers", brokers())
+        .set("transactional.id", chance::name("upstream"))
+        .set("transaction.timeout.ms", "600000")
+        .create()
+        .expect("a producer");
+    producer.init_transactions(PATIENCE).expect("the broker keeps transactions");
+    producer.begin_transaction().expect("a transaction");
+    producer.send(BaseRecord::to(topic).partition(0).key("open").payload("")).expect("it is queued");
+    producer.flush(PATIENCE).expect("the broker takes it");
+    producer
+}
+
+#[test]
+fn what_lies_behind_anothers_open_transaction_is_waited_for() {
+    let (topics, folder, home) = (Topics::new(1), many(3), tempfile::tempdir().expect("a folder"));
+    let stranger = upstream(&topics.audio);
+    let journal = home.path().join("journal");
+    let arguments = ["publish", "--resume", text(&journal), text(folder.path())];
+    assert_eq!(tonearm(&topics, &arguments).code, Some(0));
+    cut(&journal);
+    let wait_for_word = || {
+        wait("a word", || said(home.path(), "err").contains("waiting for the end of another").then_some(()));
+    };
+    let mut child = start(&topics, home.path(), &arguments);
+    wait_for_word();
+    signal(&child, Signal::SIGINT);
+    assert_eq!(end(&mut child), Some(FAILED));
+    let err = said(home.path(), "err");
+    assert!(
+        err.ends_with("stopped: 3 files are not published, 3 of them perhaps are; the same command goes on\n"),
+        "{err}"
+    );
+
+    let mut child = start(&topics, home.path(), &arguments);
+    wait_for_word();
+    stranger.abort_transaction(PATIENCE).expect("an abort");
+    assert_eq!(end(&mut child), Some(0));
+    assert_eq!(said(home.path(), "out"), format!("0 of 3 files published to {}, 3 before\n", topics.audio));
+    assert_once_each(&topics, 1, 3);
+}
+
+#[test]
+fn it_is_said_if_nobody_can_tell_any_more_what_was_published() {
+    let (topics, folder, home) = (Topics::new(1), many(3), tempfile::tempdir().expect("a folder"));
+    let journal = home.path().join("journal");
+    let arguments = ["publish", "--resume", text(&journal), text(folder.path())];
+    assert_eq!(tonearm(&topics, &arguments).code, Some(0));
+    cut(&journal);
+    delete_records(&topics.audio, 0, 3);
+    let answer = tonearm(&topics, &arguments);
+    assert_eq!((answer.code, answer.err.contains("is not known")), (Some(0), true), "{answer:?}");
+    assert_once_each(&topics, 1, 3);
+}
+
+#[test]
+fn a_journal_of_a_topic_that_is_no_more_is_refused() {
+    let (topics, folder, home) = (Topics::new(1), many(1), tempfile::tempdir().expect("a folder"));
+    let journal = home.path().join("journal");
+    let arguments = ["publish", "--resume", text(&journal), text(folder.path())];
+    assert_eq!(tonearm(&topics, &arguments).code, Some(0));
+    recreate(&topics.audio, 1);
+    let answer = tonearm(&topics, &arguments);
+    assert_eq!(answer.code, Some(FAILED), "{answer:?}");
+    assert!(answer.err.contains(text(&journal)) && answer.err.contains("made again"), "{}", answer.err);
+}
+
+/// A broker says that a transaction has ended, and then tells the partitions.
+fn wait_for_ends(topics: &Topics, partitions: i32) {
+    let ends = |isolation| EndsOf::new(&[&topics.audio], partitions, isolation);
+    let (committed, all) = (ends("read_committed"), ends("read_uncommitted"));
+    let now = |ends: &EndsOf| ends.now(PATIENCE).expect("the broker answers");
+    wait("the ends of all transactions", || (now(&committed) == now(&all)).then_some(()));
+}
+
+fn assert_once_each(topics: &Topics, partitions: i32, files: usize) {
+    wait_for_ends(topics, partitions);
     let keys = keys(&topics.audio);
     assert_eq!((keys.len(), keys.iter().collect::<BTreeSet<_>>().len()), (files, files));
 }

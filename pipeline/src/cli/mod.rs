@@ -5,7 +5,6 @@ mod demo;
 mod doctor;
 mod files;
 mod inspect;
-mod journal;
 mod models;
 mod offsets;
 mod paint;

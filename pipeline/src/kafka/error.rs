@@ -52,7 +52,7 @@ impl ClientError {
     }
 
     /// What an error of a topic's metadata means. Who may read or write a topic may describe it.
-    pub(super) fn of_topic(kafka: &Kafka, topic: &str, operation: &'static str, code: RDKafkaErrorCode) -> Self {
+    pub fn of_topic(kafka: &Kafka, topic: &str, operation: &'static str, code: RDKafkaErrorCode) -> Self {
         let (topic, brokers) = (topic.to_owned(), kafka.brokers.clone());
         match code {
             RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {

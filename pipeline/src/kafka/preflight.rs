@@ -357,7 +357,7 @@ fn transactional(
 ) -> Result<(), ClientError> {
     let id = config.transactional_id();
     let about = format!("transactional id {id}");
-    if let Some(problem) = transactions::problem(config, cluster, brokers)? {
+    if let Some(problem) = transactions::problem(&config.kafka, cluster, brokers)? {
         let text = problem.to_string();
         let (says, cure) = text.split_once("; ").unwrap_or((&text, "see the brokers' logs"));
         let level = if problem.needs_a_person() { Level::Fail } else { Level::Warn };

@@ -6,7 +6,7 @@ use super::{
     cluster::{Cluster, Settings},
     error::ClientError,
 };
-use crate::config::Config;
+use crate::config::Kafka;
 
 /// Kafka's own topic of transactions. It is made at the first transaction.
 const LOG: &str = "__transaction_state";
@@ -16,16 +16,15 @@ const STOCK_COPIES: &str = "3";
 
 /// What an error of `init_transactions` means. The brokers are asked what librdkafka does not know: to it they just
 /// never have a coordinator.
-pub fn why_no_transactions(config: &Config, source: KafkaError) -> ClientError {
-    let kafka = &config.kafka;
+pub fn why_no_transactions(kafka: &Kafka, transactional_id: &str, source: KafkaError) -> ClientError {
     if source.rdkafka_error_code() == Some(RDKafkaErrorCode::TransactionalIdAuthorizationFailed) {
-        return ClientError::forbidden(kafka, "WRITE", format!("transactional id {}", config.transactional_id()));
+        return ClientError::forbidden(kafka, "WRITE", format!("transactional id {transactional_id}"));
     }
     let found = Cluster::connect(kafka).and_then(|cluster| {
         let mut settings = cluster.broker_settings();
         // They have failed, and most who may not see the settings have not changed them either.
         settings.entry(COPIES.to_owned()).or_insert_with(|| STOCK_COPIES.to_owned());
-        problem(config, &cluster, &settings)
+        problem(kafka, &cluster, &settings)
     });
     match found {
         Ok(Some(problem)) => problem,
@@ -38,12 +37,12 @@ pub fn why_no_transactions(config: &Config, source: KafkaError) -> ClientError {
 /// # Errors
 /// The brokers do not answer any more.
 pub(super) fn problem(
-    config: &Config,
+    kafka: &Kafka,
     cluster: &Cluster<'_>,
     settings: &Settings,
 ) -> Result<Option<ClientError>, ClientError> {
     let number = |name: &str| settings.get(name).and_then(|value| value.parse::<usize>().ok());
-    let brokers = || config.kafka.brokers.clone();
+    let brokers = || kafka.brokers.clone();
     Ok(match cluster.topics(&[LOG])?.pop() {
         Some(Ok(log)) => {
             let in_sync = log.partitions.iter().map(|partition| partition.in_sync).min().unwrap_or(0);

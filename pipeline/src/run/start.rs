@@ -129,7 +129,7 @@ fn run_as(
     })
     .map_err(|error| match error {
         TransactionsError::Client(ClientError::Unreachable { source, .. }) | TransactionsError::Fatal(source) => {
-            kafka::why_no_transactions(config, source).into()
+            kafka::why_no_transactions(&config.kafka, &config.transactional_id(), source).into()
         }
         error => RunError::from(error),
     })?;
