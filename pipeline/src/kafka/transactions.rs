@@ -19,7 +19,7 @@ const STOCK_COPIES: &str = "3";
 pub fn why_no_transactions(config: &Config, source: KafkaError) -> ClientError {
     let kafka = &config.kafka;
     if source.rdkafka_error_code() == Some(RDKafkaErrorCode::TransactionalIdAuthorizationFailed) {
-        return ClientError::forbidden(kafka, "WRITE", format!("transactional id {}", config.transactional_id()));
+        return ClientError::forbidden_id(kafka, &config.transactional_id());
     }
     let found = Cluster::connect(kafka).and_then(|cluster| {
         let mut settings = cluster.broker_settings();

@@ -2,6 +2,7 @@
 
 pub mod allowance;
 pub mod committer;
+pub mod deliveries;
 pub mod ladder;
 pub mod outbox;
 pub mod output;

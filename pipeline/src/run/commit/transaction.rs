@@ -7,15 +7,15 @@ use std::{
 };
 
 use rdkafka::{
-    ClientContext, Message,
-    config::RDKafkaLogLevel,
     consumer::{BaseConsumer, ConsumerGroupMetadata, DefaultConsumerContext},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
-    message::DeliveryResult,
-    producer::{Producer, ProducerContext, ThreadedProducer},
+    producer::{Producer, ThreadedProducer},
 };
 
-use super::watchdog::{Lost, Watchdog};
+use super::{
+    deliveries::Deliveries,
+    watchdog::{Lost, Watchdog},
+};
 use crate::{
     config::{Delivery, Kafka},
     kafka::{self, ClientError},
@@ -27,6 +27,9 @@ use crate::{
 const STEP: Duration = Duration::from_secs(1);
 /// Between two calls, where the broker asks for patience.
 const RETRY: Duration = Duration::from_millis(20);
+
+/// Between two tries to begin what is forbidden.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
 
 /// Between two looks at whether everything is delivered, which takes a few milliseconds.
 const LOOK_AGAIN: Duration = Duration::from_micros(500);
@@ -129,11 +132,17 @@ pub struct Settings {
 /// Makes producers and ends their transactions.
 pub struct Transactions {
     settings: Settings,
+    obstacle: Mutex<Option<String>>,
 }
 
 impl Transactions {
     pub fn new(settings: Settings) -> Self {
-        Self { settings }
+        Self { settings, obstacle: Mutex::default() }
+    }
+
+    /// What is waited for before a transaction can be begun.
+    pub fn obstacle(&self) -> MutexGuard<'_, Option<String>> {
+        self.obstacle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn exactly_once(&self) -> bool {
@@ -306,16 +315,40 @@ impl Transactions {
         }
         let refused = old.as_ref().map(|old| old.context().take_refused()).unwrap_or_default();
         call.watch(|| drop(old))?;
-        let producer = self.producer(timeout)?;
-        if self.exactly_once() {
-            persist(call, || producer.init_transactions(STEP))?.map_err(TransactionsError::Fatal)?;
-        }
+        let producer = self.successor(timeout, call)?;
         let end = match (attempted, &why) {
             (Some(attempt), _) if self.went_through(&attempt)? => End::Committed(attempt.positions),
             (_, Why::Trouble(error)) => End::aborted(error),
             (_, Why::Time) => End::NotBegun,
         };
         Ok(Closed { producer, end, refused })
+    }
+
+    /// A producer that can begin transactions. The right to their id is waited for if it was withdrawn.
+    fn successor(&self, timeout: Duration, call: &Watchdog) -> Result<ResultProducer, Interrupted> {
+        loop {
+            let producer = self.producer(timeout)?;
+            let begun = match self.exactly_once() {
+                true => persist(call, || producer.init_transactions(STEP))?,
+                false => Ok(()),
+            };
+            match begun {
+                Ok(()) => {
+                    *self.obstacle() = None;
+                    return Ok(producer);
+                }
+                Err(error) if is_forbidden(&producer, &error) => {
+                    let said =
+                        ClientError::forbidden_id(&self.settings.kafka, &self.settings.transactional_id).to_string();
+                    if self.obstacle().replace(said.clone()).is_none() {
+                        tracing::error!("no result can be written until it has it: {said}");
+                    }
+                    call.watch(|| drop(producer))?;
+                    std::thread::sleep(ASK_AGAIN);
+                }
+                Err(error) => return Err(TransactionsError::Fatal(error).into()),
+            }
+        }
     }
 
     /// Whether the group is where a transaction of unknown end would have brought it. `init_transactions` has ended
@@ -339,6 +372,12 @@ impl Transactions {
             }
         }
     }
+}
+
+/// Whether the right to transactions of this id is missing.
+fn is_forbidden(producer: &ResultProducer, error: &KafkaError) -> bool {
+    let fatal = producer.client().fatal_error().map(|(code, _)| code);
+    fatal.or(error.rdkafka_error_code()) == Some(RDKafkaErrorCode::TransactionalIdAuthorizationFailed)
 }
 
 /// Whether a topic is the one it was.
@@ -428,103 +467,6 @@ impl Remedy {
                 Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::Fenced) => Self::Fatal,
                 _ => Self::Abort,
             },
-        }
-    }
-}
-
-/// Notes what could not be delivered.
-pub struct Deliveries {
-    failures: Mutex<Failures>,
-    /// Of the producer's transactions.
-    timeout: Duration,
-}
-
-#[derive(Default)]
-struct Failures {
-    /// The first failure: it says most, those behind it are its consequences.
-    first: Option<KafkaError>,
-    /// Records that were refused for good, by their number in the transaction.
-    refused: Vec<(usize, RDKafkaErrorCode)>,
-    /// Topics that are not there, whatever librdkafka says of what was sent to them.
-    missing: Vec<String>,
-}
-
-impl Deliveries {
-    fn new(timeout: Duration) -> Self {
-        Self { failures: Mutex::default(), timeout }
-    }
-
-    fn failures(&self) -> MutexGuard<'_, Failures> {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Those records that were refused since the last call, each by its number, and why.
-    pub fn take_refused(&self) -> Vec<(usize, RDKafkaErrorCode)> {
-        std::mem::take(&mut *self.failures()).refused
-    }
-
-    fn note_missing(&self, topics: Vec<String>) {
-        self.failures().missing = topics;
-    }
-
-    /// Notes that the record with this number in the transaction was not delivered.
-    pub fn note_failure(&self, error: &KafkaError, number: usize) {
-        let mut failures = self.failures();
-        failures.first.get_or_insert_with(|| error.clone());
-        if let Some(code) = error.rdkafka_error_code().filter(|code| is_for_good(*code)) {
-            failures.refused.push((number, code));
-        }
-        tracing::debug!("result {number} of a transaction was not delivered: {error}");
-    }
-
-    fn all_delivered(&self) -> Result<(), KafkaError> {
-        self.failures().first.clone().map_or(Ok(()), Err)
-    }
-}
-
-/// Whether the same record would be refused again.
-fn is_for_good(code: RDKafkaErrorCode) -> bool {
-    matches!(
-        code,
-        RDKafkaErrorCode::MessageSizeTooLarge
-            | RDKafkaErrorCode::InvalidMessageSize
-            | RDKafkaErrorCode::InvalidRecord
-            | RDKafkaErrorCode::InvalidTimestamp
-            | RDKafkaErrorCode::PolicyViolation
-            | RDKafkaErrorCode::TopicAuthorizationFailed
-            | RDKafkaErrorCode::UnknownTopicOrPartition
-            | RDKafkaErrorCode::UnknownTopic
-            | RDKafkaErrorCode::UnknownPartition
-            | RDKafkaErrorCode::InvalidTopic
-    )
-}
-
-impl ClientContext for Deliveries {
-    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
-        // What is fatal to a producer is not to us: the line that says what was done about it comes from us.
-        tracing::debug!("librdkafka {facility}: {message}");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AllBrokersDown) => kafka::log_error(&error, reason),
-            _ => tracing::debug!("producer: {error}: {reason}"),
-        }
-    }
-}
-
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
-        let Err((error, record)) = result else { return };
-        let is_missing = self.failures().missing.iter().any(|topic| topic == record.topic());
-        match is_missing {
-            true => {
-                let unknown = KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopicOrPartition);
-                self.note_failure(&unknown, number);
-            }
-            false => self.note_failure(error, number),
         }
     }
 }
