@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
@@ -229,6 +229,31 @@ fn records_of_an_open_transaction_are_lag_until_they_are_committed_and_predicted
     running.stop();
     assert_once(&topics, &inputs);
     assert_eq!(counts(&topics).len(), inputs.len());
+}
+
+#[test]
+fn a_transaction_upstream_that_stays_open_is_named_after_half_a_minute() {
+    let topics = Topics::new(2);
+    publish(&topics.audio, &tracks(1, "before", 3));
+    let producer = upstream();
+    producer.begin_transaction().expect("a transaction");
+    producer.send(BaseRecord::to(&topics.audio).partition(1).key(b"open").payload(b"open")).expect("it is queued");
+    producer.flush(PATIENCE).expect("the broker takes it");
+    let began = Instant::now();
+    let running = run(&topics).ready();
+    let line = wait("the transaction is named", || {
+        let log = running.log();
+        log.lines().find(|line| line.contains("an open transaction of its producer")).map(str::to_owned)
+    });
+    assert!(began.elapsed() >= Duration::from_secs(30), "named after {:?}", began.elapsed());
+    for fragment in ["WARN", "partition=1", "offset=3", "waited for 30 s"] {
+        assert!(line.contains(fragment), "{line}");
+    }
+    assert_eq!((lag(&running, 0), lag(&running, 1)), (Some(0.0), Some(1.0)));
+    producer.abort_transaction(PATIENCE).expect("an abort");
+    wait("no lag", || (lag(&running, 1) == Some(0.0)).then_some(()));
+    let log = running.stop();
+    assert_eq!(log.matches("an open transaction of its producer").count(), 1, "{log}");
 }
 
 /// The group's offsets expire between two runs, and a few records come meanwhile.

@@ -12,9 +12,11 @@ mod support {
     pub mod chaos;
     pub mod headers;
     pub mod imports;
+    pub mod link;
     pub mod models;
     pub mod poison;
     pub mod program;
+    pub mod readiness;
     pub mod records;
     pub mod verifier;
 }
@@ -25,7 +27,8 @@ use std::{
 };
 
 pub use support::{
-    admin, answers, audio, broker, chance, chaos, headers, imports, models, poison, program, records, verifier,
+    admin, answers, audio, broker, chance, chaos, headers, imports, link, models, poison, program, readiness, records,
+    verifier,
 };
 
 /// How long anything may take that happens at all. Generous: it is only used up by a failure, and machines get busy.

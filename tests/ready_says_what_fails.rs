@@ -4,23 +4,21 @@
 
 use std::{
     sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
 use tonearm_tests::{
     answers::file,
     audio::wav,
-    broker::{self, Certificate, Cluster, Kind, Resource, Topics},
-    models,
-    program::{Run, Running},
-    records::{Input, Reader, committed, publish, read_all},
-    verifier::{History, verify},
-    wait, wait_within,
+    broker::{self, Certificate, Cluster, Kind, Resource, Topics, Version},
+    chance, models,
+    program::Run,
+    readiness::{BOUND, assert_all_end, fails, heals},
+    records::{Input, Reader, publish, read_all},
+    wait_within,
 };
 
-const BOUND: Duration = Duration::from_secs(15);
 const PARTITIONS: i32 = 2;
 
 /// One test takes the broker away; the others need it.
@@ -39,55 +37,6 @@ fn with_broker() -> RwLockReadGuard<'static, ()> {
 
 fn good(partition: i32, key: &str) -> Input {
     Input::new(partition, key, wav(110.0, 0.5, 8_000, 1))
-}
-
-/// Waits until `check` fails with all of `fragments`, within the bound.
-#[track_caller]
-fn fails(running: &Running, check: &str, fragments: &[&str]) {
-    let begun = Instant::now();
-    let failed = wait_within(BOUND, &format!("check {check} to fail with {fragments:?}"), || {
-        let (status, body) = running.get("/health/ready")?;
-        let said: Value = serde_json::from_str(&body).expect("JSON");
-        let checks = said["checks"].as_array().expect("checks");
-        let failed = checks.iter().find(|found| found["name"] == check && found["ok"] == false)?;
-        let detail = failed["detail"].as_str().expect("a detail");
-        let is_said = fragments.iter().all(|fragment| detail.contains(fragment));
-        (status == 503 && said["ready"] == false && is_said).then(|| detail.to_owned())
-    });
-    println!("{check} fails after {:.1} s: {failed}", begun.elapsed().as_secs_f32());
-    assert_alive(running);
-}
-
-/// Waits until all is well again, within the bound.
-#[track_caller]
-fn heals(running: &Running) {
-    let begun = Instant::now();
-    wait_within(BOUND, "ready again", || running.get("/health/ready").filter(|(status, _)| *status == 200));
-    let test = std::thread::current();
-    println!("{}: ready again after {:.1} s", test.name().unwrap_or_default(), begun.elapsed().as_secs_f32());
-    assert_alive(running);
-}
-
-#[track_caller]
-fn assert_alive(running: &Running) {
-    assert_eq!(running.get("/health/live"), Some((200, "live\n".to_owned())));
-}
-
-/// Each record that was published has its one result, once `count` have come.
-fn assert_all_end(topics: &Topics, count: usize) {
-    Reader::new(&[&topics.predictions, &topics.rejected]).take(count);
-    wait("the group behind the last record", || {
-        let behind: i64 = committed(&topics.group, &topics.audio, PARTITIONS).into_iter().flatten().sum();
-        (behind == count as i64).then_some(())
-    });
-    let verdict = verify(&History {
-        published: read_all(&topics.audio),
-        predictions: read_all(&topics.predictions),
-        rejected: read_all(&topics.rejected),
-        positions: committed(&topics.group, &topics.audio, PARTITIONS),
-    });
-    verdict.assert_faultless();
-    assert_eq!(verdict.records, count);
 }
 
 /// Is done when it is dropped.
@@ -113,7 +62,7 @@ fn assert_named_until_back(take: impl Fn(&Cluster), give_back: impl Fn(&Cluster)
     drop(given_back);
     heals(&running);
     publish(&topics.audio, &[good(0, "after"), good(1, "after")]);
-    assert_all_end(&topics, 4);
+    assert_all_end(&topics, PARTITIONS, 4);
     running.stop();
 }
 
@@ -127,28 +76,30 @@ fn a_broker_that_says_nothing_is_named_until_it_speaks() {
     assert_named_until_back(|cluster| cluster.freeze(1), |cluster| cluster.thaw(1));
 }
 
-#[test]
-fn a_right_that_is_withdrawn_is_named_until_it_is_back() {
-    let _broker = with_broker();
+/// Withdraws each right while a member of a group of this protocol works, and gives it back.
+fn assert_rights_are_named(protocol: &str) {
     let topics = Topics::new(PARTITIONS);
+    let instance = chance::name("instance");
+    let id = format!("{}-{instance}", topics.group);
     let rights = [
         ("read", Resource::Topic(&topics.audio)),
         ("write", Resource::Topic(&topics.predictions)),
         ("write", Resource::Topic(&topics.rejected)),
         ("read", Resource::Group(&topics.group)),
-        ("write", Resource::TransactionalId("*")),
+        ("write", Resource::TransactionalId(&id)),
     ];
     rights.iter().for_each(|(right, on)| cluster().grant(&[right], *on));
     let config = file(".toml", cluster().config("tonearm"));
     // This user may not see what the brokers can.
     let run = Run::new(&topics).config(config.path()).set("kafka.brokers", &cluster().clients);
-    let run = run.set("kafka.group_protocol", "consumer");
+    let run = run.set("kafka.group_protocol", protocol).set("kafka.instance_id", &instance);
     let running = run.model(&models::tiny()).ready();
     publish(&topics.audio, &[good(0, "before"), good(1, "before")]);
-    let cases: [(_, &str, &[&str]); 3] = [
+    let cases: [(_, &str, &[&str]); 4] = [
         (rights[1], "held", &["partition 0 at offset 1", &topics.predictions, "WRITE"]),
         (rights[0], "input", &["user tonearm", "READ", &topics.audio]),
         (rights[3], "group", &["user tonearm", "READ", &topics.group]),
+        (rights[4], "commits", &["user tonearm", "WRITE", &id]),
     ];
     for ((right, on), check, fragments) in cases {
         cluster().revoke(&[right], on);
@@ -157,8 +108,20 @@ fn a_right_that_is_withdrawn_is_named_until_it_is_back() {
         cluster().grant(&[right], on);
         heals(&running);
     }
-    assert_all_end(&topics, 5);
+    assert_all_end(&topics, PARTITIONS, 6);
     running.stop();
+}
+
+#[test]
+fn a_right_that_is_withdrawn_is_named_until_it_is_back() {
+    let _broker = with_broker();
+    let protocols: &[&str] = match cluster().kind.version {
+        Version::V4_3 => &["consumer", "classic"],
+        Version::V3_9 => &["classic"],
+    };
+    std::thread::scope(|scope| {
+        protocols.iter().for_each(|protocol| _ = scope.spawn(|| assert_rights_are_named(protocol)));
+    });
 }
 
 /// Publishes a record whose reject no topic takes after `spoilt`, and good ones behind it and beside it.
@@ -175,7 +138,7 @@ fn assert_held_until_cured(spoilt: impl Fn(&Topics), fragment: &str, cured: impl
     assert_eq!(running.metrics().value("tonearm_held_partitions"), 1.0);
     cured(&topics);
     heals(&running);
-    assert_all_end(&topics, 5);
+    assert_all_end(&topics, PARTITIONS, 5);
     assert_eq!(running.metrics().value("tonearm_held_partitions"), 0.0);
     running.stop();
 }
@@ -205,7 +168,7 @@ fn a_stuck_worker_is_named_with_its_record() {
     assert_eq!(beside[0].partition, 0, "the other partition goes on");
     Reader::new(&[&topics.predictions]).take(3);
     heals(&running);
-    assert_all_end(&topics, 3);
+    assert_all_end(&topics, PARTITIONS, 3);
     let log = running.stop();
     assert_eq!(log.matches("workers make no progress").count(), 1, "{log}");
 }
@@ -223,7 +186,7 @@ fn a_frozen_process_is_not_ready_until_it_goes_on() {
     publish(&topics.audio, &[good(0, "meanwhile"), good(1, "meanwhile")]);
     running.signal(Signal::SIGCONT);
     heals(&running);
-    assert_all_end(&topics, 4);
+    assert_all_end(&topics, PARTITIONS, 4);
     running.stop();
 }
 

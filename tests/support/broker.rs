@@ -90,6 +90,8 @@ pub struct Kind {
     pub stock: bool,
     /// Whether clients need TLS, SASL and rights, see [`Cluster::properties`]. The tests' own clients do not.
     pub secure: Option<Certificate>,
+    /// Clients are sent to this port instead of the broker's, of one broker that anybody may use.
+    pub via: Option<u16>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +102,7 @@ pub enum Certificate {
 
 impl Default for Kind {
     fn default() -> Self {
-        Self { version: Version::chosen(), brokers: 1, stock: false, secure: None }
+        Self { version: Version::chosen(), brokers: 1, stock: false, secure: None, via: None }
     }
 }
 
@@ -142,7 +144,7 @@ impl Cluster {
     /// `owner`.
     fn start(name: &str, owner: u32, kind: Kind) -> Self {
         let data = std::env::temp_dir().join(name);
-        let Kind { version, brokers, stock, secure } = kind;
+        let Kind { version, brokers, stock, secure, via } = kind;
         let values = [version.to_string(), brokers.to_string(), owner.to_string()];
         let mut arguments =
             vec!["--port", "auto", "--version", &values[0], "--brokers", &values[1], "--while", &values[2]];
@@ -154,6 +156,8 @@ impl Cluster {
             Some(Certificate::Expired) => arguments.push("--expired"),
             None => {}
         }
+        let via = via.map(|port| port.to_string());
+        via.iter().for_each(|port| arguments.extend(["--via", port]));
         let output = script("up", &data, &arguments);
         let clients = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         assert!(output.status.success() && !clients.is_empty(), "Kafka did not start");
@@ -360,6 +364,13 @@ pub fn create(topics: &[(&String, i32)]) {
 pub fn create_with(topic: &str, partitions: i32, settings: &[(&str, &str)]) {
     let topic = new_topic(topic, partitions);
     make(vec![settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value))]);
+}
+
+/// Makes a topic whose partitions have their copies on these brokers, and can be written if one is there.
+pub fn create_on(topic: &str, brokers: &[&[i32]]) {
+    let partitions = i32::try_from(brokers.len()).expect("a number of partitions");
+    let topic = NewTopic::new(topic, partitions, TopicReplication::Variable(brokers));
+    make(vec![topic.set("min.insync.replicas", "1")]);
 }
 
 /// Takes a topic away and makes another of the same name.

@@ -73,7 +73,7 @@ impl<'a> Cluster<'a> {
     /// We may not read as a member of the group, or the brokers do not answer any more.
     pub fn admits(&self, group: &str) -> Result<(), ClientError> {
         match self.group(group)?.forbid(Access::Read) {
-            true => Err(ClientError::forbidden(self.kafka, "READ", format!("group {group}"))),
+            true => Err(ClientError::forbidden_group(self.kafka, group)),
             false => Ok(()),
         }
     }
@@ -97,7 +97,7 @@ impl<'a> Cluster<'a> {
                     std::thread::sleep(ASK_AGAIN);
                 }
                 Err(KafkaError::AdminOp(GroupAuthorizationFailed)) => {
-                    return Err(ClientError::forbidden(self.kafka, "READ", format!("group {name}")));
+                    return Err(ClientError::forbidden_group(self.kafka, name));
                 }
                 Err(other) => return Err(unreachable(self.kafka, other)),
             }

@@ -63,6 +63,16 @@ impl ClientError {
         }
     }
 
+    /// We may not read as a member of the group.
+    pub fn forbidden_group(kafka: &Kafka, group: &str) -> Self {
+        Self::forbidden(kafka, "READ", format!("group {group}"))
+    }
+
+    /// We may not write in transactions under this id.
+    pub fn forbidden_id(kafka: &Kafka, id: &str) -> Self {
+        Self::forbidden(kafka, "WRITE", format!("transactional id {id}"))
+    }
+
     pub(super) fn forbidden(kafka: &Kafka, operation: &'static str, resource: String) -> Self {
         Self::Forbidden { user: user(kafka), operation, resource, brokers: kafka.brokers.clone() }
     }

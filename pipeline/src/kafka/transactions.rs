@@ -18,7 +18,7 @@ const STOCK_COPIES: &str = "3";
 /// never have a coordinator.
 pub fn why_no_transactions(kafka: &Kafka, transactional_id: &str, source: KafkaError) -> ClientError {
     if source.rdkafka_error_code() == Some(RDKafkaErrorCode::TransactionalIdAuthorizationFailed) {
-        return ClientError::forbidden(kafka, "WRITE", format!("transactional id {transactional_id}"));
+        return ClientError::forbidden_id(kafka, transactional_id);
     }
     let found = Cluster::connect(kafka).and_then(|cluster| {
         let mut settings = cluster.broker_settings();

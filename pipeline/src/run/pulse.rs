@@ -19,6 +19,8 @@ const SPARE_AFTER: Duration = Duration::from_secs(15);
 /// A track that has made no step forward on its worker for this long is stuck, and results that are not committed for
 /// this long, or for longer than a transaction may take, wait for something.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
+/// A partition without leader is an input that cannot be read after this long: until then it is getting another one.
+const LEADERLESS_AFTER: Duration = Duration::from_secs(5);
 /// A worker that is stuck is named in the log this often.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
@@ -28,6 +30,8 @@ pub struct Commits {
     /// How many transactions in a row were aborted, and why the last one was.
     pub aborts: u32,
     pub reason: String,
+    /// What is waited for before the next one can be begun.
+    pub obstacle: Option<String>,
     /// For how long one has been under way, if one is.
     pub busy: Option<Duration>,
     /// How long one may take.
@@ -67,9 +71,11 @@ pub fn checks(shards: &mut BTreeMap<i32, Shard>, seen: &Seen, commits: &Commits)
     let waits = shards.values_mut().any(|shard| shard.stop.is_none() && shard.ledger.next_to_send().is_some());
     let late = late(commits, waits);
     let held: Vec<String> = held(shards).collect();
+    let unreadable = seen.unreadable.clone().or_else(|| leaderless(shards, seen));
     vec![
         Check::new("connected", seen.connected != Some(false), || "no broker answers".to_owned()),
-        Check::new("input", seen.unreadable.is_none(), || seen.unreadable.clone().unwrap_or_default()),
+        Check::new("group", seen.excluded.is_none(), || seen.excluded.clone().unwrap_or_default()),
+        Check::new("input", unreadable.is_none(), || unreadable.unwrap_or_default()),
         Check::new("partitions", works || is_spare, || match asks {
             true => "it is not known yet from where the partitions are to be read".to_owned(),
             false => "no partition is assigned yet".to_owned(),
@@ -79,8 +85,20 @@ pub fn checks(shards: &mut BTreeMap<i32, Shard>, seen: &Seen, commits: &Commits)
     ]
 }
 
+/// What keeps partitions of ours from being read if brokers are connected and theirs is not.
+fn leaderless(shards: &BTreeMap<i32, Shard>, seen: &Seen) -> Option<String> {
+    let late = seen.leaderless.iter().filter(|(_, since)| since.elapsed() >= LEADERLESS_AFTER);
+    let ours = late.filter(|(partition, _)| shards.contains_key(partition));
+    let partitions: Vec<String> = ours.map(|(partition, _)| partition.to_string()).collect();
+    (seen.connected == Some(true) && !partitions.is_empty())
+        .then(|| format!("no broker that leads partition {} answers", partitions.join(", ")))
+}
+
 /// What keeps results that are finished from being committed, if they `wait` or are under way.
 fn late(commits: &Commits, wait: bool) -> Option<String> {
+    if commits.obstacle.is_some() {
+        return commits.obstacle.clone();
+    }
     // A single one is void for every rebalance.
     if commits.aborts > 1 && (wait || commits.busy.is_some()) {
         return Some(format!("{} transactions in a row were aborted, the last: {}", commits.aborts, commits.reason));
@@ -159,6 +177,19 @@ mod tests {
         let since = Instant::now().checked_sub(SPARE_AFTER);
         let seen = Seen { member_since: since, unreadable: Some("no such topic".to_owned()), ..Seen::default() };
         assert_eq!(failing(BTreeMap::new(), &seen, &Commits::default()), [("input", "no such topic".to_owned())]);
+    }
+
+    #[test]
+    fn a_partition_without_leader_is_named_if_it_is_ours_and_stays_so() {
+        let seen = |partition, secs| {
+            let since = Instant::now().checked_sub(Duration::from_secs(secs)).expect("a time");
+            Seen { connected: Some(true), leaderless: BTreeMap::from([(partition, since)]), ..Seen::default() }
+        };
+        let said = "no broker that leads partition 3 answers".to_owned();
+        assert_eq!(failing(consuming(), &seen(3, 5), &Commits::default()), [("input", said)]);
+        for seen in [seen(3, 1), seen(4, 5), Seen { connected: None, ..seen(3, 5) }] {
+            assert_eq!(failing(consuming(), &seen, &Commits::default()), []);
+        }
     }
 
     #[test]

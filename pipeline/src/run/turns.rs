@@ -197,7 +197,15 @@ impl Loop<'_> {
     }
 
     fn take_changes(&mut self) -> Result<(), RunError> {
-        self.input.serve(|error| kafka::log_error(error, "the consumer goes on")).map_err(|error| self.end(error))?;
+        let mut forbidden = false;
+        let trouble = |error: &KafkaError| match is_forbidden(error) {
+            true => forbidden = true,
+            false => kafka::log_error(error, "the consumer goes on"),
+        };
+        self.input.serve(trouble).map_err(|error| self.end(error))?;
+        if forbidden {
+            self.input.consumer().context().exclude(&self.config.kafka);
+        }
         while let Some(change) = self.input.next_change() {
             match change {
                 Change::Assigned(partitions) => {
@@ -472,6 +480,7 @@ impl Loop<'_> {
         let commits = Commits {
             aborts: self.outbox.aborts(),
             reason: self.times.void.clone(),
+            obstacle: self.outbox.obstacle(),
             busy: self.outbox.busy_since().map(|since| since.elapsed()),
             granted: self.outbox.granted(),
         };

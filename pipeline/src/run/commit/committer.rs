@@ -40,6 +40,11 @@ impl Committer {
         Ok(Self { transactions, watchdog, tasks, closed })
     }
 
+    /// What is waited for before a transaction can be begun.
+    pub fn obstacle(&self) -> Option<String> {
+        self.transactions.obstacle().clone()
+    }
+
     pub fn take(&self, task: Task) {
         // The thread takes one task at a time, has none now, and ends after this value.
         let _ = self.tasks.send(task);
@@ -61,5 +66,12 @@ impl Committer {
         tracing::warn!("a commit hangs and is given up");
         *self = Self::start(Arc::clone(&self.transactions))?;
         Ok(true)
+    }
+}
+
+impl Drop for Committer {
+    /// Whatever the thread is at, a producer that it made later would fence one of the next run's.
+    fn drop(&mut self) {
+        self.watchdog.give_up();
     }
 }

@@ -181,6 +181,11 @@ impl Outbox {
         self.allowance.granted()
     }
 
+    /// What is waited for before the next transaction can be begun.
+    pub fn obstacle(&self) -> Option<String> {
+        self.committer.obstacle()
+    }
+
     /// How many transactions in a row were aborted.
     pub fn aborts(&self) -> u32 {
         self.aborts

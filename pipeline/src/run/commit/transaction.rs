@@ -1,9 +1,13 @@
 //! How transactions end: committed with the positions of their inputs, or void. Every trouble on the way is retried,
 //! answered by an abort, or by a new producer; only another process in this one's place is the end.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use rdkafka::{
+    admin::AdminClient,
     consumer::{BaseConsumer, ConsumerGroupMetadata, DefaultConsumerContext},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     producer::Producer,
@@ -15,7 +19,7 @@ use super::{
 };
 use crate::{
     config::{Delivery, Kafka},
-    kafka::{self, ClientError, incarnation},
+    kafka::{self, ClientError, Logged, incarnation},
     run::partitions::positions::{self, Coordinates, Positions},
     telemetry::metrics,
 };
@@ -24,6 +28,9 @@ use crate::{
 const STEP: Duration = Duration::from_secs(1);
 /// Between two calls, where the broker asks for patience.
 const RETRY: Duration = Duration::from_millis(20);
+
+/// Between two tries to begin what is forbidden.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
 
 /// Between two looks at whether everything is delivered, which takes some milliseconds.
 const LOOK_AGAIN: Duration = Duration::from_micros(500);
@@ -124,11 +131,17 @@ pub struct Settings {
 /// Makes producers and ends their transactions.
 pub struct Transactions {
     settings: Settings,
+    obstacle: Mutex<Option<String>>,
 }
 
 impl Transactions {
     pub fn new(settings: Settings) -> Self {
-        Self { settings }
+        Self { settings, obstacle: Mutex::default() }
+    }
+
+    /// What is waited for before a transaction can be begun.
+    pub fn obstacle(&self) -> MutexGuard<'_, Option<String>> {
+        self.obstacle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn exactly_once(&self) -> bool {
@@ -306,14 +319,11 @@ impl Transactions {
         }
         let refused = old.as_ref().map(|old| old.context().take_refused()).unwrap_or_default();
         call.watch(|| drop(old))?;
-        let producer = self.producer(timeout)?;
-        if is_fence(code) && self.is_replaced(&producer, begun.elapsed() < lasts, call)? {
+        if is_fence(code) && self.is_replaced(begun.elapsed() < lasts, call)? {
             let Kafka { instance_id, group_id, .. } = self.settings.kafka.clone();
             return Err(TransactionsError::Fenced { instance_id, group_id }.into());
         }
-        if self.exactly_once() {
-            persist(call, || producer.init_transactions(STEP))?.map_err(TransactionsError::Fatal)?;
-        }
+        let producer = self.successor(timeout, call)?;
         let end = match (attempted, &why) {
             (Some(attempt), _) if self.went_through(&attempt)? => End::Committed(attempt.positions),
             (_, Why::Trouble(error)) => End::aborted(error),
@@ -325,20 +335,49 @@ impl Transactions {
     /// Whether a fence is another process' that has taken this one's place. Brokers fence the producer of an expired
     /// transaction, too, and a process that goes on after it was frozen may fence its successor before it knows. So the
     /// group is asked; if it does not tell, a transaction that was `young` was fenced by another process.
-    fn is_replaced(&self, producer: &ResultProducer, young: bool, call: &Watchdog) -> Result<bool, Lost> {
+    fn is_replaced(&self, young: bool, call: &Watchdog) -> Result<bool, Interrupted> {
         let Settings { kafka, transactional_id, .. } = &self.settings;
         if kafka.properties.contains_key("client.id") {
             return Ok(young);
         }
+        let client = kafka::with_properties(kafka::client_config(kafka), kafka);
+        let admin: AdminClient<Logged> = client.create_with_context(Logged).map_err(ClientError::Config)?;
         let mut replaced = young;
         let ask = || {
-            replaced = incarnation::is_replaced(producer.client(), &kafka.group_id, transactional_id, STEP)?;
+            replaced = incarnation::is_replaced(admin.inner(), &kafka.group_id, transactional_id, STEP)?;
             Ok(())
         };
         if let Err(error) = persist(call, ask)? {
             tracing::debug!("the group does not tell who its members are: {error}");
         }
         Ok(replaced)
+    }
+
+    /// A producer that can begin transactions. The right to their id is waited for if it was withdrawn.
+    fn successor(&self, timeout: Duration, call: &Watchdog) -> Result<ResultProducer, Interrupted> {
+        loop {
+            let producer = self.producer(timeout)?;
+            let begun = match self.exactly_once() {
+                true => persist(call, || producer.init_transactions(STEP))?,
+                false => Ok(()),
+            };
+            match begun {
+                Ok(()) => {
+                    *self.obstacle() = None;
+                    return Ok(producer);
+                }
+                Err(error) if is_forbidden(&producer, &error) => {
+                    let said =
+                        ClientError::forbidden_id(&self.settings.kafka, &self.settings.transactional_id).to_string();
+                    if self.obstacle().replace(said.clone()).is_none() {
+                        tracing::error!("no result can be written until it has it: {said}");
+                    }
+                    call.watch(|| drop(producer))?;
+                    std::thread::sleep(ASK_AGAIN);
+                }
+                Err(error) => return Err(TransactionsError::Fatal(error).into()),
+            }
+        }
     }
 
     /// Whether the group is where a transaction of unknown end would have brought it. `init_transactions` has ended
@@ -362,6 +401,12 @@ impl Transactions {
             }
         }
     }
+}
+
+/// Whether the right to transactions of this id is missing.
+fn is_forbidden(producer: &ResultProducer, error: &KafkaError) -> bool {
+    let fatal = producer.client().fatal_error().map(|(code, _)| code);
+    fatal.or(error.rdkafka_error_code()) == Some(RDKafkaErrorCode::TransactionalIdAuthorizationFailed)
 }
 
 /// Whether a topic is the one it was.

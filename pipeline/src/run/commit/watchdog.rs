@@ -33,9 +33,14 @@ impl Watchdog {
     }
 
     /// # Errors
-    /// It took so long that it was taken for lost.
+    /// It took so long that it was taken for lost, or an earlier one was.
     pub fn watch<R>(&self, call: impl FnOnce() -> R) -> Result<R, Lost> {
-        *self.call() = Call::Since(Instant::now());
+        let mut state = self.call();
+        if matches!(*state, Call::Lost) {
+            return Err(Lost);
+        }
+        *state = Call::Since(Instant::now());
+        drop(state);
         let result = call();
         let mut state = self.call();
         if matches!(*state, Call::Lost) {
@@ -43,6 +48,11 @@ impl Watchdog {
         }
         *state = Call::None;
         Ok(result)
+    }
+
+    /// Takes this call, or the next, for lost.
+    pub fn give_up(&self) {
+        *self.call() = Call::Lost;
     }
 
     /// Whether a call hangs, which is said once: it is lost from then on.
@@ -72,5 +82,6 @@ mod tests {
             assert!(!watchdog.gives_up(), "it is lost once");
         });
         assert!(hung.is_err());
+        assert!(watchdog.watch(|| ()).is_err(), "the thread has a successor");
     }
 }

@@ -2,7 +2,7 @@
 //! revoked shards finish.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -21,7 +21,7 @@ use rdkafka::{
 };
 
 use crate::{
-    config::{Config, GroupProtocol},
+    config::{Config, GroupProtocol, Kafka},
     kafka::{self, ClientError, incarnation},
 };
 
@@ -55,6 +55,10 @@ pub struct Seen {
     pub connected: Option<bool>,
     /// Why the input cannot be read; see [`watch`](super::watch).
     pub unreadable: Option<String>,
+    /// Why the group's coordinator does not let this process join again.
+    pub excluded: Option<String>,
+    /// Partitions whose leader does not answer, or that have none, and since when.
+    pub leaderless: BTreeMap<i32, Instant>,
     /// Since when the group's coordinator counts this process in without a break.
     pub member_since: Option<Instant>,
     /// By partition.
@@ -83,6 +87,15 @@ impl Membership {
 
     pub fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The group may not be joined. In a classic group librdkafka tries again each second; it does not say so before
+    /// the session has timed out.
+    pub fn exclude(&self, kafka: &Kafka) {
+        let error = ClientError::forbidden_group(kafka, &kafka.group_id).to_string();
+        if self.seen().excluded.replace(error.clone()).is_none() {
+            tracing::error!("the process has left the group, and waits until it may join it again: {error}");
+        }
     }
 
     pub fn is_closing(&self) -> bool {
@@ -195,17 +208,26 @@ impl ClientContext for Membership {
 
     fn stats(&self, statistics: Statistics) {
         // librdkafka's words for a member that has its assignment.
-        let steady = statistics.cgrp.is_some_and(|group| group.join_state == "steady" && group.state == "up");
-        let ends = statistics.topics.values().flat_map(|topic| &topic.partitions);
-        let ends = ends.filter(|(partition, state)| **partition >= 0 && state.hi_offset >= 0);
+        let steady = statistics.cgrp.as_ref().is_some_and(|group| group.join_state == "steady" && group.state == "up");
+        let answering = statistics.brokers.values().filter(|broker| answers(broker)).map(|broker| broker.nodeid);
+        let answering: BTreeSet<i32> = answering.collect();
+        let partitions = || statistics.topics.values().flat_map(|topic| &topic.partitions);
+        let leaderless = partitions().filter(|(_, state)| !answering.contains(&state.leader));
+        let ends = partitions().filter(|(partition, state)| **partition >= 0 && state.hi_offset >= 0);
         let ends = ends.map(|(&partition, state)| {
             let stable = if state.ls_offset >= 0 { state.ls_offset } else { state.hi_offset };
             let read = (state.eof_offset >= 0 && state.fetchq_cnt == 0).then_some(state.eof_offset);
             (partition, Ends { log: state.hi_offset, stable, read })
         });
         let mut seen = self.seen();
+        if steady {
+            seen.excluded = None;
+        }
         seen.member_since = steady.then(|| seen.member_since.unwrap_or_else(Instant::now));
-        seen.connected = Some(statistics.brokers.values().any(answers));
+        seen.connected = Some(!answering.is_empty());
+        let before = std::mem::take(&mut seen.leaderless);
+        let since = |partition| before.get(partition).copied().unwrap_or_else(Instant::now);
+        seen.leaderless = leaderless.map(|(partition, _)| (*partition, since(partition))).collect();
         seen.ends = ends.collect();
     }
 }
