@@ -154,3 +154,32 @@ fn many_partitions_of_large_records_are_worked_off_within_the_limit() {
     assert!(grown <= allowed, "grown by {} MiB, allowed are {}", grown / MIB, allowed / MIB);
     running.stop();
 }
+
+#[test]
+fn rates_that_have_nothing_in_common_with_the_model_s_cost_no_more_than_others() {
+    const WORKERS: u64 = 4;
+    let topics = Topics::new(PARTITIONS);
+    let running = Run::new(&topics)
+        .model(&models::slow(Duration::from_millis(20)))
+        .set("runtime.workers", WORKERS)
+        .set("runtime.in_flight_mib", IN_FLIGHT_MIB)
+        .ready();
+    let reader = Reader::new(&[&topics.predictions]);
+    let work_off = |rates_hz: &[u32]| {
+        let wavs: Vec<_> = rates_hz.iter().map(|&rate_hz| wav(220.0, RECORD_S, rate_hz, 1)).collect();
+        let record = |n: usize| Input::new(n as i32 % PARTITIONS, "track", wavs[n % wavs.len()].clone());
+        let records: Vec<_> = (0..48).map(record).collect();
+        publish(&topics.audio, &records);
+        reader.take(records.len());
+    };
+    work_off(&[768_000, 44_100, 192_000]);
+    let before = running.memory("VmHWM");
+    // Their shortest common time with 8 kHz, the model's rate, is a second.
+    work_off(&[767_957, 44_101, 191_999]);
+    let grown = running.memory("VmHWM") - before;
+    println!("{} MiB more", grown / MIB);
+    // A resampler takes less than 3 MiB while it is made; an allocator's gaps.
+    let allowed = WORKERS * 3 + 24;
+    assert!(grown <= allowed * MIB, "grown by {} MiB, allowed are {allowed}", grown / MIB);
+    running.stop();
+}
