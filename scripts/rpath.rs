@@ -3,7 +3,7 @@
 
 use std::{env, path::Path};
 
-fn main() {
+pub fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     if let Some(libtorch) = env::var_os("LIBTORCH") {
         // The link in the checkout may move to another version later: the program keeps the one it was built with.

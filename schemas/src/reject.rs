@@ -17,6 +17,8 @@ pub enum RejectClass {
     CorruptAudio,
     /// The container is readable and holds no audio track, or one without a single frame.
     NoAudioTrack,
+    /// The batch that the record is in cannot be unpacked.
+    UnreadableBatch,
     /// The value is larger than `limits.max_record_mib`.
     TooLarge,
     /// The audio is longer than `limits.max_duration_s`.
@@ -37,11 +39,12 @@ pub enum RejectClass {
 
 impl RejectClass {
     /// Every class, in the order of the documentation.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::EmptyRecord,
         Self::UnsupportedFormat,
         Self::CorruptAudio,
         Self::NoAudioTrack,
+        Self::UnreadableBatch,
         Self::TooLarge,
         Self::TooLong,
         Self::TooShort,
@@ -59,6 +62,7 @@ impl RejectClass {
             Self::UnsupportedFormat => "unsupported-format",
             Self::CorruptAudio => "corrupt-audio",
             Self::NoAudioTrack => "no-audio-track",
+            Self::UnreadableBatch => "unreadable-batch",
             Self::TooLarge => "too-large",
             Self::TooLong => "too-long",
             Self::TooShort => "too-short",

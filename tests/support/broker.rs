@@ -2,6 +2,8 @@
 
 use std::{
     fmt::{self, Write as _},
+    fs,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::OnceLock,
@@ -439,6 +441,19 @@ pub fn delete_group(group: &str) {
 pub fn delete_offsets(group: &str, topic: &str) {
     let class = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand";
     cluster().tool(&[class, "--delete-offsets", "--group", group, "--topic", topic]);
+}
+
+/// Damages what is in a partition's first file, as a disk may: so many bytes from its middle on are others.
+pub fn damage(topic: &str, partition: i32, bytes: usize) {
+    let name = format!("{topic}-{partition}");
+    let of_broker = |folder: PathBuf| folder.join("data").join(&name).join("00000000000000000000.log");
+    let folders = fs::read_dir(&cluster().data).expect("the data of brokers");
+    let files = folders.map(|folder| of_broker(folder.expect("a folder").path()));
+    for path in files.filter(|path| path.exists()) {
+        let file = fs::OpenOptions::new().write(true).read(true).open(&path).expect("a partition's file");
+        let middle = file.metadata().expect("its size").len() / 2;
+        file.write_all_at(&vec![0xff; bytes], middle).expect("it can be written");
+    }
 }
 
 fn admin() -> AdminClient<DefaultClientContext> {

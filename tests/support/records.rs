@@ -138,12 +138,22 @@ pub struct Publisher {
 
 impl Publisher {
     pub fn new(topic: &str) -> Self {
-        let producer = ClientConfig::new()
-            .set("bootstrap.servers", brokers())
-            .set("enable.idempotence", "true")
-            .set("message.max.bytes", "70000000")
-            .create_with_context(Deliveries::default())
-            .expect("a producer");
+        Self::with(topic, &[("message.max.bytes", "70000000")])
+    }
+
+    /// Packs all that is sent up to the end into one batch per partition, if it is less than 950 MiB.
+    pub fn packing(topic: &str, codec: &str) -> Self {
+        const MOST: &str = "1000000000";
+        let all = [("batch.size", MOST), ("message.max.bytes", MOST), ("batch.num.messages", "1000000")];
+        let patient = [("linger.ms", "900000"), ("message.timeout.ms", "1000000"), ("compression.type", codec)];
+        Self::with(topic, &[&all[..], &patient].concat())
+    }
+
+    fn with(topic: &str, properties: &[(&str, &str)]) -> Self {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", brokers()).set("enable.idempotence", "true");
+        properties.iter().for_each(|(name, value)| _ = config.set(*name, *value));
+        let producer = config.create_with_context(Deliveries::default()).expect("a producer");
         Self { topic: topic.to_owned(), producer, sent: 0 }
     }
 
@@ -202,6 +212,8 @@ impl Reader {
             .set("enable.auto.commit", "false")
             .set("isolation.level", isolation)
             .set("enable.partition.eof", "true")
+            // Batches that unpack to as much are read, too.
+            .set("receive.message.max.bytes", "1100000000")
             .set("fetch.wait.max.ms", "50")
             .create()
             .expect("a consumer");

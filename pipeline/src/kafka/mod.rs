@@ -1,16 +1,20 @@
 //! Clients of Kafka: how they are configured, how brokers are first reached, what clusters are asked before work
 //! begins, and how their troubles are said.
 
+mod batch;
 mod client;
 mod cluster;
+mod codec;
 mod contact;
 mod error;
 mod handshake;
 pub mod headers;
 pub mod incarnation;
+pub mod packed;
 mod preflight;
 mod properties;
 mod raw_admin;
+mod snappy;
 mod transactions;
 mod trouble;
 

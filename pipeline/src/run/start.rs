@@ -27,6 +27,7 @@ use super::{
         membership,
         positions::Coordinates,
         recover::{self, Results},
+        unpacker::Unpacker,
         watch::watch,
         whereabouts::{Counts, Whereabouts},
         window::Window,
@@ -51,6 +52,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(3);
 /// Kafka cannot be reached at the start, topics are missing or do not fit, or another process took this instance's
 /// place.
 pub fn run(config: &Config, engine: &Arc<Engine>, health: &Health, stop: &AtomicBool) -> Result<(), RunError> {
+    kafka::packed::keep_packed();
     let mut protocol = config.kafka.group_protocol;
     loop {
         if protocol == GroupProtocol::Auto {
@@ -187,6 +189,8 @@ fn run_as(
         let (engine, routes) = (Arc::clone(engine), Arc::clone(&routes));
         BlockWork { engine, routes, originals: originals.clone(), kind }
     });
+    let keep = config.limits.max_record_bytes + kafka::OVERHEAD_BYTES;
+    let unpacker = Unpacker::start(topic, keep, wake.clone())?;
     let (reports_in, reports) = unbounded();
     let (reread_in, reread) = unbounded();
 
@@ -195,7 +199,7 @@ fn run_as(
         health,
         at,
         counts,
-        input: Input::new(Arc::clone(&consumer), topic, wake, Window::new(half, read_ahead)),
+        input: Input::new(Arc::clone(&consumer), unpacker, wake, Window::new(half, read_ahead)),
         partitions: Partitions::new(questions, answers),
         intake: Intake { engine: Arc::clone(engine), routes, reads, originals, reports: reports_in, reread: reread_in },
         outbox,

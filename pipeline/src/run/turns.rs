@@ -464,11 +464,13 @@ impl Loop<'_> {
         let limit = limit - self.input.read_ahead().min(limit / 2);
         let share = limit / self.partitions.shards.len().max(1);
         let all = self.partitions.tally.bytes();
+        // What is packed may wait for others, but not for results that a topic does not take.
+        let waits = all >= limit && self.input.is_packed(partition) && all - self.partitions.held_bytes() >= limit;
         if let Some(shard) = self.partitions.shards.get_mut(&partition) {
             // The rest of the share is for the records that blocks are made of.
             shard.lease.allow(shard.ledger.head(), share / 2);
             let bytes = shard.ledger.bytes();
-            shard.full = bytes > 0 && (bytes >= share || all >= limit);
+            shard.full = waits || (bytes > 0 && (bytes >= share || all >= limit));
             shard.gauges.in_flight(bytes);
         }
     }
@@ -476,7 +478,8 @@ impl Loop<'_> {
     /// Brings gauges and health up to date.
     fn pulse(&mut self) {
         self.times.pulse = Instant::now();
-        let seen = self.input.consumer().context().seen().clone();
+        let mut seen = self.input.consumer().context().seen().clone();
+        self.input.unpacking().for_each(|partition| seen.not_read_up(partition));
         let commits = Commits {
             aborts: self.outbox.aborts(),
             reason: self.times.void.clone(),

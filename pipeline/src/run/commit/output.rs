@@ -12,7 +12,7 @@ use tonearm_schemas::{
 
 use crate::{
     kafka::headers::Header,
-    run::intake::record::{self, Record},
+    run::intake::record::{self, Missing, Record},
     telemetry::metrics,
 };
 
@@ -231,10 +231,7 @@ impl Routes {
         headers.retain(|header| !reject::header::is_ours(&header.name));
         let own = reject.headers(&record.topic, record.partition, record.offset);
         headers.extend(own.map(|(name, value)| Header::new(name, value)));
-        if record.gone {
-            let why = "the record is no longer in its topic; left out: its value and most of its headers";
-            headers.push(Header::new(reject::header::REDUCED, why));
-        }
+        headers.extend(record.missing.iter().flat_map(Missing::headers));
         OutRecord {
             topic: Arc::clone(&self.rejected),
             partition: self.rejected_keeps_partition.then_some(of.carried.partition),

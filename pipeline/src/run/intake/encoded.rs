@@ -7,7 +7,7 @@ use tonearm_schemas::prediction::Source;
 
 use super::{
     receipt::Receipt,
-    record::{self, Record},
+    record::{self, Missing, Record},
     reply::Reply,
 };
 use crate::{
@@ -28,6 +28,9 @@ pub fn submit(engine: &Engine, routes: &Arc<Routes>, record: Record, receipt: Re
     let content_type = Header::text(&record.headers, "content-type").map(str::to_owned);
     let bytes = record.value.clone().unwrap_or_default();
     let of = Arc::new(Of { source, received, carried: routes.carried(&record) });
+    if let Some(reject) = record.missing.as_ref().and_then(Missing::reject) {
+        return receipt.complete(routes.reject(&of, record, reject, None));
+    }
     let reply = Reply { receipt, routes: Arc::clone(routes), of };
     engine.submit(Job { origin, bytes, content_type, caller: Box::new(Whole { reply, record }) });
 }

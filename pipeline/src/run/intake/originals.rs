@@ -9,13 +9,13 @@ use std::{
 use crossbeam_channel::{Sender, unbounded};
 use futures_channel::oneshot;
 use rdkafka::{
-    ClientConfig, Message, Offset, TopicPartitionList,
+    ClientConfig, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 use tonearm_schemas::prediction::Source;
 
-use super::record::Record;
+use super::record::{Missing, Record};
 use crate::{
     config::Kafka,
     kafka::{self, Logged},
@@ -104,7 +104,7 @@ impl Reader {
                         value: None,
                         headers: of.carried.headers.clone(),
                         timestamp_ms: *timestamp_ms,
-                        gone: true,
+                        missing: Some(Missing::Gone),
                     });
                 }
                 Some(Ok(Fetched::Later)) | None => {}
@@ -134,10 +134,14 @@ fn fetch(
     let asked = Instant::now();
     while lease.is_valid() && asked.elapsed() < PATIENCE {
         match consumer.poll(STEP) {
-            Some(Ok(message)) if message.offset() == offset => {
-                return Ok(Fetched::Found(Record::of(&topic.into(), &message)));
+            Some(Ok(message)) => {
+                let first = Record::all_of(&topic.into(), &message, offset).next();
+                return Ok(match first.filter(|record| record.offset == offset) {
+                    Some(record) => Fetched::Found(record),
+                    None => Fetched::Gone,
+                });
             }
-            Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(Fetched::Gone),
+            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(Fetched::Gone),
             Some(Err(error)) if is_gone(&error) => return Ok(Fetched::Gone),
             Some(Err(error)) => tracing::debug!("reading {topic}-{partition}-{offset}: {error}"),
             None => {}

@@ -12,7 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::{
     input::Input,
     ledger::{Position, Tally},
-    shard::{Phase, Shard},
+    shard::{Phase, Shard, Stop},
     whereabouts::{Answer, Question, Start, UNASKED},
 };
 use crate::telemetry::metrics;
@@ -55,6 +55,12 @@ impl Partitions {
             answers,
             count: 0,
         }
+    }
+
+    /// Bytes of shards whose results are held by a topic: how long, nobody knows.
+    pub fn held_bytes(&self) -> usize {
+        let held = self.shards.values().filter(|shard| matches!(shard.stop, Some(Stop::Held { .. })));
+        held.map(|shard| shard.ledger.bytes()).sum()
     }
 
     /// Answers for [`start`](Self::start).

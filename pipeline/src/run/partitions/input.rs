@@ -9,7 +9,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use rdkafka::{
-    Message, TopicPartitionList,
+    Message, Offset, TopicPartitionList,
     consumer::{CommitMode, Consumer},
     error::{KafkaError, KafkaResult},
 };
@@ -17,9 +17,10 @@ use rdkafka::{
 use super::{
     membership::{self, Change, GroupConsumer, PartitionQueue},
     positions::{Coordinates, Positions},
+    unpacker::{Next, Unpacker},
     window::{Moves, Window},
 };
-use crate::run::intake::record::Record;
+use crate::{kafka::packed, run::intake::record::Record};
 
 /// Events of the group that are served per turn of the loop. With a zero timeout `poll` returns after each, and says
 /// nothing of whether there are more; with a longer one it would wait on the wall clock, which may be set back.
@@ -34,18 +35,23 @@ pub struct Input {
     filled: (Sender<i32>, Receiver<i32>),
     wake: Sender<()>,
     window: Window,
+    unpacker: Unpacker,
+    /// Where partitions were taken up: in a batch, records before it are others'.
+    starts: BTreeMap<i32, i64>,
 }
 
 impl Input {
-    pub fn new(consumer: Arc<GroupConsumer>, topic: &str, wake: Sender<()>, window: Window) -> Self {
+    pub fn new(consumer: Arc<GroupConsumer>, unpacker: Unpacker, wake: Sender<()>, window: Window) -> Self {
         Self {
             consumer,
-            topic: topic.into(),
+            topic: unpacker.topic(),
             queues: BTreeMap::new(),
             readable: BTreeSet::new(),
             filled: unbounded(),
             wake,
             window,
+            unpacker,
+            starts: BTreeMap::new(),
         }
     }
 
@@ -90,6 +96,10 @@ impl Input {
             }
         }
         self.readable.extend(self.filled.1.try_iter());
+        if self.unpacker.serve() {
+            // Whichever is next may be asked for now.
+            self.readable.extend(self.unpacker.partitions());
+        }
         Ok(())
     }
 
@@ -97,9 +107,20 @@ impl Input {
         self.consumer.context().next_change()
     }
 
-    /// Partitions whose queues may hold records.
+    /// Partitions that may have records, in the order of their turns.
     pub fn readable(&self) -> Vec<i32> {
-        self.readable.iter().copied().collect()
+        let behind = self.unpacker.last() + 1;
+        self.readable.range(behind..).chain(self.readable.range(..behind)).copied().collect()
+    }
+
+    /// Whether the next record of a partition is still packed, so that it is not here yet.
+    pub fn is_packed(&self, partition: i32) -> bool {
+        self.unpacker.is_packed(partition)
+    }
+
+    /// Partitions with records that are neither in librdkafka's queues nor taken yet.
+    pub fn unpacking(&self) -> impl Iterator<Item = i32> {
+        self.unpacker.partitions()
     }
 
     /// Looks at every queue again, in case one was filled without a word.
@@ -109,9 +130,25 @@ impl Input {
 
     /// The next record of a partition. `None` if there is none now.
     pub fn next(&mut self, partition: i32) -> Option<KafkaResult<Record>> {
+        match self.unpacker.next(partition) {
+            Next::Record(record) => return Some(Ok(record)),
+            Next::Later => {
+                self.readable.remove(&partition);
+                return None;
+            }
+            Next::NoBatch => {}
+        }
         let message = self.queues.get(&partition).and_then(|queue| queue.poll(Duration::ZERO));
         match message {
             Some(Ok(message)) => {
+                if let Some(batch) = packed::batch(&message) {
+                    self.window.saw_record(partition, batch.packed.len(), Instant::now());
+                    let start = self.starts.get(&partition).copied().unwrap_or_default();
+                    self.unpacker.open(partition, batch, start);
+                    // Whether there is room for its records is looked at first.
+                    let _ = self.wake.try_send(());
+                    return None;
+                }
                 let record = Record::of(&self.topic, &message);
                 self.window.saw_record(partition, record.bytes(), Instant::now());
                 Some(Ok(record))
@@ -140,7 +177,13 @@ impl Input {
 
     pub fn take_up(&mut self, partitions: &TopicPartitionList) -> KafkaResult<()> {
         membership::assign(&self.consumer, partitions)?;
-        partitions.elements().iter().for_each(|element| self.window.add(element.partition()));
+        for element in partitions.elements() {
+            self.unpacker.close(element.partition());
+            self.window.add(element.partition());
+            if let Offset::Offset(offset) = element.offset() {
+                self.starts.insert(element.partition(), offset);
+            }
+        }
         let moves = self.window.turn(Instant::now());
         let closed = partitions.elements().iter().map(|element| element.partition()).collect::<Vec<_>>();
         let closed = closed.into_iter().filter(|partition| !moves.open.contains(partition));
@@ -179,7 +222,10 @@ impl Input {
     }
 
     pub fn give_back(&mut self, partitions: &TopicPartitionList) -> KafkaResult<()> {
-        partitions.elements().iter().for_each(|element| self.window.remove(element.partition()));
+        for element in partitions.elements() {
+            self.unpacker.close(element.partition());
+            self.window.remove(element.partition());
+        }
         membership::unassign(&self.consumer, partitions)
     }
 

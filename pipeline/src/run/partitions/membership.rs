@@ -76,6 +76,15 @@ pub struct Ends {
     pub read: Option<i64>,
 }
 
+impl Seen {
+    /// What was read of a partition is not all taken.
+    pub fn not_read_up(&mut self, partition: i32) {
+        if let Some(ends) = self.ends.get_mut(&partition) {
+            ends.read = None;
+        }
+    }
+}
+
 impl Membership {
     fn new(wake: Sender<()>) -> Self {
         Self { changes: Mutex::default(), closing: AtomicBool::new(false), seen: Mutex::default(), wake }

@@ -8,6 +8,7 @@ pub mod membership;
 pub mod positions;
 pub mod recover;
 pub mod shard;
+pub mod unpacker;
 pub mod upstream;
 pub mod watch;
 pub mod whereabouts;

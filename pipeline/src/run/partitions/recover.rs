@@ -10,7 +10,6 @@ use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
-    message::BorrowedMessage,
 };
 use tonearm_schemas::{
     block::{self, BlockTrack},
@@ -18,7 +17,10 @@ use tonearm_schemas::{
     reject::header,
 };
 
-use crate::kafka::{self, Logged, headers, headers::Header};
+use crate::{
+    kafka::{self, Logged, headers::Header},
+    run::intake::record::Record,
+};
 
 /// Results that are read first from each partition's end; if that is not enough, more.
 const FIRST_LOOK: i64 = 256;
@@ -81,8 +83,8 @@ impl Results {
             while to > first && !wanted.iter().all(|partition| seen.contains_key(partition)) {
                 let from = (to - look).max(first);
                 let mut found = BTreeMap::new();
-                self.read(consumer, topic, of_results, from..to, |message| {
-                    if let Some((partition, done)) = self.source(message)
+                self.read(consumer, topic, of_results, from..to, |result| {
+                    if let Some((partition, done)) = self.source(result)
                         && partitions.contains(&partition)
                     {
                         found.insert(partition, done);
@@ -103,7 +105,7 @@ impl Results {
         topic: &str,
         partition: i32,
         offsets: std::ops::Range<i64>,
-        mut each: impl FnMut(&BorrowedMessage<'_>),
+        mut each: impl FnMut(&Record),
     ) -> KafkaResult<()> {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(offsets.start))?;
@@ -111,9 +113,9 @@ impl Results {
         let mut heard = Instant::now();
         loop {
             match consumer.poll(STEP) {
-                Some(Ok(message)) if message.offset() >= offsets.end => return Ok(()),
                 Some(Ok(message)) => {
-                    each(&message);
+                    let all = Record::all_of(&topic.into(), &message, offsets.start);
+                    all.take_while(|record| record.offset < offsets.end).for_each(|record| each(&record));
                     heard = Instant::now();
                     if message.offset() + 1 >= offsets.end {
                         return Ok(());
@@ -130,22 +132,22 @@ impl Results {
     }
 
     /// The record of the input that a result is of.
-    fn source(&self, message: &BorrowedMessage<'_>) -> Option<(i32, Done)> {
-        let of = headers::read(message);
-        let number = |name| Header::text(&of, name).and_then(|text| text.parse::<i64>().ok());
-        if let Some(topic) = Header::text(&of, header::TOPIC) {
+    fn source(&self, result: &Record) -> Option<(i32, Done)> {
+        let of = &result.headers;
+        let number = |name| Header::text(of, name).and_then(|text| text.parse::<i64>().ok());
+        if let Some(topic) = Header::text(of, header::TOPIC) {
             let moved = number(header::TIMESTAMP);
-            let timestamp = moved.or_else(|| message.timestamp().to_millis());
+            let timestamp = moved.or(result.timestamp_ms);
             let partition = i32::try_from(number(header::PARTITION)?).ok()?;
             return (topic == self.input).then_some((partition, (number(header::OFFSET)?, timestamp)));
         }
-        let source = match Header::text(&of, block::header::TRACK) {
+        let source = match Header::text(of, block::header::TRACK) {
             Some(track) => {
                 let track = serde_json::from_str::<BlockTrack>(track).ok()?;
                 // A track that is half written is started over.
                 track.end.is_some().then_some(track.source)?
             }
-            None => serde_json::from_slice::<Prediction>(message.payload()?).ok()?.source,
+            None => serde_json::from_slice::<Prediction>(result.value.as_ref()?).ok()?.source,
         };
         match source {
             Source::Record { topic, partition, offset, timestamp_ms } if topic == self.input => {
@@ -166,8 +168,8 @@ impl Results {
             return Ok(false);
         }
         let mut found = None;
-        self.read(consumer, &self.input, partition, offset..offset + 1, |message| {
-            found = Some(message.timestamp().to_millis());
+        self.read(consumer, &self.input, partition, offset..offset + 1, |record| {
+            found = Some(record.timestamp_ms);
         })?;
         Ok(found.is_none_or(|found| found == timestamp))
     }
