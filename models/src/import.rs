@@ -112,8 +112,7 @@ pub fn import(wheel: &Path, model: &Importable, dir: &Path) -> Result<PathBuf, I
     let result = (|| {
         let file = unfinished.join(&manifest.file);
         traced.save(&file).map_err(|source| ImportError::Trace { name: model.name, source })?;
-        let bytes = fs::read(&file).map_err(|e| write(&file, e))?;
-        manifest.sha256 = format!("{:x}", Sha256::digest(&bytes));
+        manifest.sha256 = format!("{:x}", Sha256::digest(fs::read(&file).map_err(|e| write(&file, e))?));
         let load = |manifest: &Manifest, precision| infer::load(&file, manifest, PrecisionChoice::Only(precision));
         let float32 =
             load(&manifest, Precision::Float32).map_err(|source| ImportError::Check { name: model.name, source })?;

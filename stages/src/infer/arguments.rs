@@ -2,10 +2,7 @@
 
 use std::{collections::HashMap, rc::Rc};
 
-use super::{
-    archive::{Constant, Stored},
-    graph::NodeId,
-};
+use super::{archive::Stored, constant::Constant, graph::NodeId};
 
 /// What a name stands for.
 #[derive(Clone, Debug)]
@@ -16,7 +13,7 @@ pub enum Value {
     Float(f64),
     List(Vec<Value>),
     Node(NodeId),
-    Tensor(Rc<Constant>),
+    Tensor(Constant),
     Module { class: String, attributes: Rc<HashMap<String, Stored>> },
     Other,
 }
@@ -50,7 +47,7 @@ impl Arguments<'_> {
     }
 
     /// A constant; `None` for None.
-    pub fn tensor(&self, at: usize) -> Result<Option<Rc<Constant>>, String> {
+    pub fn tensor(&self, at: usize) -> Result<Option<Constant>, String> {
         match self.values.get(at) {
             Some(Value::Tensor(tensor)) => Ok(Some(tensor.clone())),
             Some(Value::None) => Ok(None),

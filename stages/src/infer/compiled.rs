@@ -1,6 +1,6 @@
 //! A model whose graph was read, rewritten and planned, run by own code.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, fs::File, rc::Rc};
 
 use thread_local::ThreadLocal;
 use tonearm_schemas::manifest::{FeatureSpec, Manifest, OutputKind};
@@ -10,6 +10,7 @@ use super::{
     archive::Archive,
     checked,
     epilogue::sigmoid,
+    graph::Graph,
     kernels::Simd,
     lower, passes,
     plan::{Plan, Scratch},
@@ -24,20 +25,28 @@ pub struct Compiled {
     scratch: ThreadLocal<RefCell<Scratch>>,
 }
 
+/// What the model in the TorchScript archive `file` computes. Its weights stay there.
+///
+/// # Errors
+/// What is not known, in words.
+pub fn graph(file: &Rc<File>, manifest: &Manifest) -> Result<Graph, String> {
+    let FeatureSpec::LogMel(mel) = &manifest.features;
+    let graph = passes::optimise(&lower::lower(&Archive::read(file)?, [manifest.windows.frames, mel.bands])?)?;
+    let scores = graph.shape(graph.output);
+    if scores != [1, manifest.output.labels.len()] {
+        return Err(format!("its scores have the shape {scores:?}"));
+    }
+    Ok(graph)
+}
+
 impl Compiled {
-    /// Compiles the TorchScript archive `bytes`.
+    /// Reads the weights of `graph` and makes it ready to run.
     ///
     /// # Errors
-    /// What is not known, in words.
-    pub fn new(bytes: &[u8], manifest: &Manifest, simd: Simd, precision: Precision) -> Result<Self, String> {
-        let FeatureSpec::LogMel(mel) = &manifest.features;
-        let graph = lower::lower(&Archive::read(bytes)?, [manifest.windows.frames, mel.bands])?;
-        let plan = Plan::new(&passes::optimise(&graph)?, simd, precision)?;
-        if plan.output_shape() != [1, manifest.output.labels.len()] {
-            return Err(format!("its scores have the shape {:?}", plan.output_shape()));
-        }
+    /// What there is no step for, in words; or the weights cannot be read.
+    pub fn new(graph: &Graph, manifest: &Manifest, simd: Simd, precision: Precision) -> Result<Self, String> {
         Ok(Self {
-            plan,
+            plan: Plan::new(graph, simd, precision)?,
             precision,
             window_len: manifest.window_len(),
             logits: manifest.output.kind == OutputKind::Logits,

@@ -143,21 +143,21 @@ impl Geometry {
         self.column > 1 || self.merged.is_some_and(|[rows, _]| rows.window == 1)
     }
 
-    /// The weight of element `k` of row `run` of the kernel.
-    pub fn weight(&self, convolution: &Convolution, channel: usize, run: usize, k: usize) -> f32 {
+    /// Where the weight of element `k` of row `run` of the kernel lies among those of a channel.
+    pub fn place(&self, convolution: &Convolution, run: usize, k: usize) -> usize {
         let (row, k) = if self.merged.is_some() { (k / self.row, k % self.row) } else { (run, k) };
         let (column, input) = (k / self.column, k % self.column);
         let [r, c] = if self.turned { [column, row] } else { [row, column] };
         let [rows, columns] = convolution.kernel();
-        convolution.weight.values[((channel * self.column + input) * rows + r) * columns + c]
+        (input * rows + r) * columns + c
     }
 
     /// What keeps steady sounds exact, if values are rounded.
-    fn level<T: Element>(&self, convolution: &Convolution, simd: Simd) -> Option<Level> {
+    fn level<T: Element>(&self, convolution: &Convolution, simd: Simd) -> Result<Option<Level>, String> {
         let rounded = T::PER_STEP > 1;
-        let [rows, _] = self.merged.filter(|_| rounded && self.column == 1 && self.may_be_rounded())?;
-        let weight = |channel, row, k| self.weight(convolution, channel, 0, row * self.row + k);
-        Some(Level::new(rows, self.row, self.channels, simd, weight))
+        let merged = self.merged.filter(|_| rounded && self.column == 1 && self.may_be_rounded());
+        let place = |row, k| self.place(convolution, 0, row * self.row + k);
+        merged.map(|[rows, _]| Level::new(&convolution.weight, rows, self.row, simd, place)).transpose()
     }
 }
 
@@ -208,15 +208,18 @@ impl Work {
 
 impl<T: Element> Direct<T> {
     /// The image is the next of `images`.
-    pub fn new(geometry: Geometry, convolution: &Convolution, simd: Simd, images: &mut usize) -> Self {
-        let weight = |channel, run, k| geometry.weight(convolution, channel, run, k);
+    ///
+    /// # Errors
+    /// The weights cannot be read.
+    pub fn new(geometry: Geometry, convolution: &Convolution, simd: Simd, images: &mut usize) -> Result<Self, String> {
+        let place = |run, k| geometry.place(convolution, run, k);
         let [rows, columns] = geometry.axes;
-        let (panels, weights) =
-            pack(geometry.channels, [rows.kernel, columns.kernel * geometry.steps[1]], simd, weight);
-        let level = geometry.level::<T>(convolution, simd);
+        let run = columns.kernel * geometry.steps[1];
+        let (panels, weights) = pack(&convolution.weight, [rows.kernel, run], simd, place)?;
+        let level = geometry.level::<T>(convolution, simd)?;
         let image = *images;
         *images += geometry.length;
-        Self {
+        Ok(Self {
             along: usize::from(columns.out >= rows.out),
             weights,
             panels,
@@ -225,7 +228,7 @@ impl<T: Element> Direct<T> {
             image,
             level,
             geometry,
-        }
+        })
     }
 
     /// Reads the image from `values` and writes the result there; `images` has zeros where the padding lies.

@@ -135,6 +135,9 @@ impl Spectra {
 
 impl Fourier {
     /// Spectra that are not among `spectra` are added to them, with their place in the next of `images`.
+    ///
+    /// # Errors
+    /// The weights cannot be read.
     pub fn new(
         geometry: Geometry,
         convolution: &Convolution,
@@ -142,17 +145,14 @@ impl Fourier {
         simd: Simd,
         spectra: &mut Vec<Spectra>,
         images: &mut usize,
-    ) -> Self {
+    ) -> Result<Self, String> {
         let [axis, across] = [along, 1 - along].map(|axis| geometry.axes[axis]);
         let inverse = Inverse::new(length);
         let turns: Vec<f64> = (0..length).map(|n| (TAU * n as f64 / length as f64).cos()).collect();
-        let weight = |channel: usize, bin: usize, tap: usize, imaginary: bool| {
-            if channel >= geometry.channels {
-                return 0.0;
-            }
+        let weight = |channel: &[f32], bin: usize, tap: usize, imaginary: bool| {
             let part = |k: usize| {
                 let place = if along == 0 { [k, tap] } else { [tap, k] };
-                let weight = geometry.weight(convolution, channel, place[0], place[1]);
+                let weight = channel[geometry.place(convolution, place[0], place[1])];
                 // Rows are transformed without the padding before them; sin α = cos(α − 90°).
                 let place = k + length - axis.before % length;
                 let quarter = if imaginary { 3 * length / 4 } else { 0 };
@@ -161,13 +161,17 @@ impl Fourier {
             let twice = if bin == 0 || bin == length / 2 { 1.0 } else { 2.0 };
             ((0..axis.kernel).map(part).sum::<f64>() * twice / length as f64) as f32
         };
-        let groups = geometry.channels.div_ceil(LANES);
-        let mut weights = Aligned::new(LINE);
-        for group in 0..groups {
+        let (channels, per_channel) = (geometry.channels, convolution.weight.row_len());
+        let length_of_group = inverse.bins() * across.kernel * 2 * LANES;
+        let mut weights = Aligned::with_capacity(LINE, channels.div_ceil(LANES) * length_of_group);
+        for group in (0..channels).step_by(LANES) {
+            let rows = convolution.weight.rows(group..channels.min(group + LANES))?;
+            let row = |lane: usize| rows.get(lane * per_channel..(lane + 1) * per_channel);
             for bin in 0..inverse.bins() {
                 for tap in 0..across.kernel {
                     for imaginary in [false, true] {
-                        (0..LANES).for_each(|lane| weights.push(weight(group * LANES + lane, bin, tap, imaginary)));
+                        let value = |lane| row(lane).map_or(0.0, |channel| weight(channel, bin, tap, imaginary));
+                        (0..LANES).for_each(|lane| weights.push(value(lane)));
                     }
                 }
             }
@@ -182,7 +186,7 @@ impl Fourier {
             }
         };
         let then = Epilogue::new(&convolution.then, geometry.channels);
-        Self { along, spectra: range, inverse, weights, then, simd, geometry }
+        Ok(Self { along, spectra: range, inverse, weights, then, simd, geometry })
     }
 
     /// Reads the spectra from `images` and writes the result to `values`.

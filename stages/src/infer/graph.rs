@@ -2,9 +2,7 @@
 //!
 //! Images are `[1 × channels × rows × columns]`, as in PyTorch.
 
-use std::rc::Rc;
-
-use super::archive::Constant;
+use super::constant::Constant;
 
 /// The place of a node in its graph; nodes come after their inputs.
 pub type NodeId = usize;
@@ -41,7 +39,7 @@ pub enum Operation {
     Reshape,
     /// `x · weightᵀ + bias`; weight: `[out × in]`.
     Linear {
-        weight: Rc<Constant>,
+        weight: Constant,
         bias: Vec<f32>,
     },
 }
@@ -87,7 +85,7 @@ impl Pool {
 #[derive(Clone, Debug)]
 pub struct Convolution {
     /// `[out × in × rows × columns]`.
-    pub weight: Rc<Constant>,
+    pub weight: Constant,
     pub stride: [usize; 2],
     pub padding: Padding,
     pub pool: Pool,

@@ -6,6 +6,7 @@
 //! value adds those of the rows that lie inside the image.
 
 use super::{
+    constant::Constant,
     convolution::Axis,
     kernels::{LANES, Simd, Walk, tile},
     panel::{Aligned, LINE, Panel, at_least, pack},
@@ -22,17 +23,20 @@ pub struct Level {
 }
 
 impl Level {
-    /// `weight(channel, row, column)` of a kernel as wide as the image.
+    /// `place(row, column)` of a kernel as wide as the image is where its weight lies among those of a channel.
+    ///
+    /// # Errors
+    /// The weights cannot be read.
     pub fn new(
+        weight: &Constant,
         rows: Axis,
         columns: usize,
-        channels: usize,
         simd: Simd,
-        weight: impl Fn(usize, usize, usize) -> f32,
-    ) -> Self {
-        let (panels, weights) = pack(channels, [rows.kernel, columns], simd, weight);
+        place: impl Fn(usize, usize) -> usize,
+    ) -> Result<Self, String> {
+        let (panels, weights) = pack(weight, [rows.kernel, columns], simd, place)?;
         let insides = (0..rows.out).map(|value| rows.start(value, 0)).map(|start| rows.seen(start, start)).collect();
-        Self { insides, weights, panels, rows: rows.kernel, columns }
+        Ok(Self { insides, weights, panels, rows: rows.kernel, columns })
     }
 
     /// What the mean of the image's rows adds to the sums of one panel, `[value][channel]`.

@@ -1,6 +1,7 @@
 //! A linear layer: one pixel's product, in float32 whatever the rest is computed in, as it costs nothing beside it.
 
 use super::{
+    constant::Constant,
     epilogue::Epilogue,
     graph::Pointwise,
     kernels::{LANES, Simd, Walk, tile},
@@ -19,11 +20,15 @@ pub struct Linear {
 
 impl Linear {
     /// `weight`: `[out × in]`; `from` and `to`: `[1 × in]` and `[1 × out]`.
-    pub fn new(weight: &[f32], bias: &[f32], from: &View, to: &View, simd: Simd) -> Self {
+    ///
+    /// # Errors
+    /// The weights cannot be read.
+    pub fn new(weight: &Constant, bias: &[f32], from: &View, to: &View, simd: Simd) -> Result<Self, String> {
         let (inputs, outputs) = (from.shape[1], to.shape[1]);
-        let (panels, weights) = pack(outputs, [1, inputs], simd, |channel, _, k| weight[channel * inputs + k]);
+        let (panels, weights) = pack(weight, [1, inputs], simd, |_, k| k)?;
         let bias = Pointwise::Affine { scale: vec![1.0; outputs], shift: bias.to_vec() };
-        Self { weights, panels, bias: Epilogue::new(&[bias], outputs), simd, from: from.clone(), to: to.clone() }
+        let bias = Epilogue::new(&[bias], outputs);
+        Ok(Self { weights, panels, bias, simd, from: from.clone(), to: to.clone() })
     }
 
     pub fn run(&self, values: &mut [f32], sums: &mut [f32]) {

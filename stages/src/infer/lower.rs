@@ -1,11 +1,12 @@
 //! The text of a traced model → its graph. An operation that is not known here is an error, and the model then runs as
 //! it is.
 
-use std::{collections::HashMap, rc::Rc};
+use std::collections::HashMap;
 
 use super::{
-    archive::{Archive, Constant},
+    archive::Archive,
     arguments::{Arguments, Value},
+    constant::Constant,
     graph::{Convolution, Graph, Operation, Padding, Pointwise, Pool, Reduction},
     script::{self, Expression, Method, Statement},
 };
@@ -125,12 +126,12 @@ impl Lowering<'_> {
                 let channels = self.graph.shape(x).get(1).copied().unwrap_or(0);
                 let (mean, variance) = (arguments.tensor(3)?, arguments.tensor(4)?);
                 let eps = arguments.float(7)?;
-                let of = |tensor: Option<Rc<Constant>>, default| match tensor {
-                    Some(tensor) => tensor.values.clone(),
-                    None => vec![default; channels],
+                let of = |tensor: Option<Constant>, default| match tensor {
+                    Some(tensor) => tensor.values(),
+                    None => Ok(vec![default; channels]),
                 };
-                let (gamma, beta) = (of(arguments.tensor(1)?, 1.0), of(arguments.tensor(2)?, 0.0));
-                let (mean, variance) = (of(mean, f32::NAN), of(variance, f32::NAN));
+                let (gamma, beta) = (of(arguments.tensor(1)?, 1.0)?, of(arguments.tensor(2)?, 0.0)?);
+                let (mean, variance) = (of(mean, f32::NAN)?, of(variance, f32::NAN)?);
                 if [&gamma, &beta, &mean, &variance].iter().any(|values| values.len() != channels) {
                     return Err(arguments.wrong(1));
                 }
@@ -160,9 +161,8 @@ impl Lowering<'_> {
                 let weight = arguments.tensor(1)?.ok_or_else(|| arguments.wrong(1))?;
                 let channels = weight.shape.first().copied().unwrap_or(0);
                 let before = arguments.pair(4)?;
-                let then = arguments
-                    .tensor(2)?
-                    .map(|bias| Pointwise::Affine { scale: vec![1.0; channels], shift: bias.values.clone() });
+                let bias = arguments.tensor(2)?.map(|bias| bias.values()).transpose()?;
+                let then = bias.map(|shift| Pointwise::Affine { scale: vec![1.0; channels], shift });
                 let convolution = Operation::Convolution(Convolution {
                     weight,
                     stride: arguments.pair(3)?,
@@ -258,7 +258,7 @@ impl Lowering<'_> {
                 let x = arguments.node(0)?;
                 let weight = arguments.tensor(1)?.ok_or_else(|| arguments.wrong(1))?;
                 let outputs = weight.shape.first().copied().unwrap_or(0);
-                let bias = arguments.tensor(2)?.map_or_else(|| vec![0.0; outputs], |bias| bias.values.clone());
+                let bias = arguments.tensor(2)?.map_or_else(|| Ok(vec![0.0; outputs]), |bias| bias.values())?;
                 self.graph.push(Operation::Linear { weight, bias }, vec![x])?
             }
             "dropout" | "dropout_" => {

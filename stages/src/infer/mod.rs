@@ -7,6 +7,7 @@
 mod archive;
 mod arguments;
 mod compiled;
+mod constant;
 mod convolution;
 mod element;
 mod epilogue;
@@ -29,9 +30,13 @@ mod view;
 mod winograd;
 
 use std::{
-    fmt, fs, io,
+    fmt,
+    fs::File,
+    io::{self, BufReader},
     path::{Path, PathBuf},
+    rc::Rc,
     str::FromStr,
+    time::SystemTime,
 };
 
 use sha2::{Digest, Sha256};
@@ -109,6 +114,8 @@ pub enum LoadError {
     Unreadable { path: PathBuf, source: io::Error },
     #[error("{} has SHA-256 {found}, its manifest says {expected}", path.display())]
     Hash { path: PathBuf, found: String, expected: String },
+    #[error("{} was changed while it was read", path.display())]
+    Changed { path: PathBuf },
     #[error("{} is not a TorchScript model: {}", path.display(), first_line(source))]
     NotTorchScript { path: PathBuf, source: TchError },
     #[error("{} fails on a window of {frames} frames × {bands} bands, as its manifest says: {}", path.display(), first_line(source))]
@@ -158,17 +165,22 @@ fn checked(scores: Vec<f32>) -> Result<Vec<f32>, ForwardError> {
 
 /// Loads the model `manifest` describes from `file`, and runs it once.
 ///
+/// At no time does memory hold more than twice the file: the file itself is read in pieces, and libtorch's weights are
+/// gone before those of the compiled model are packed.
+///
 /// # Errors
 /// The file's hash, input shape or number of scores is not the manifest's; both values are in the message. Or the CPU
 /// or the model lacks the arithmetic asked for.
 pub fn load(file: &Path, manifest: &Manifest, choice: PrecisionChoice) -> Result<Box<dyn Model>, LoadError> {
     let path = file.to_owned();
-    let bytes = fs::read(file).map_err(|source| LoadError::Unreadable { path: path.clone(), source })?;
-    let found = format!("{:x}", Sha256::digest(&bytes));
+    let unreadable = |source| LoadError::Unreadable { path: path.clone(), source };
+    let file = Rc::new(File::open(file).map_err(unreadable)?);
+    let before = state(&file).map_err(unreadable)?;
+    let found = sha256(&file).map_err(unreadable)?;
     if found != manifest.sha256 {
         return Err(LoadError::Hash { path, found, expected: manifest.sha256.clone() });
     }
-    let plain = TorchScript::load(&path, &bytes, manifest)?;
+    let mut plain = Some(TorchScript::load(&path, &file, manifest)?);
     let native = Simd::avx512_bf16();
     let precision = match choice {
         PrecisionChoice::Only(Precision::Bfloat16) if native.is_none() => return Err(LoadError::NoBfloat16),
@@ -177,33 +189,50 @@ pub fn load(file: &Path, manifest: &Manifest, choice: PrecisionChoice) -> Result
         PrecisionChoice::Auto => Precision::Float32,
     };
     let simd = if precision == Precision::Bfloat16 { native } else { Simd::float32() };
-    let compiled = simd
-        .ok_or_else(|| "the CPU has neither AVX-512 nor AVX2".to_owned())
-        .and_then(|simd| compile(&bytes, manifest, simd, precision, &plain));
-    match (compiled, choice) {
-        (Ok(compiled), _) => Ok(Box::new(compiled)),
-        (Err(reason), PrecisionChoice::Only(Precision::Bfloat16)) => Err(LoadError::NotCompiled { path, reason }),
-        (Err(reason), _) => Ok(Box::new(plain.because(&reason))),
+    let compiled = simd.ok_or_else(|| "the CPU has neither AVX-512 nor AVX2".to_owned()).and_then(|simd| {
+        let graph = compiled::graph(&file, manifest)?;
+        let window = noise(manifest.window_len());
+        let expected = plain.take().map(|plain| plain.forward(&window));
+        let model = Compiled::new(&graph, manifest, simd, precision)?;
+        let (Some(Ok(expected)), Ok(found)) = (expected, model.forward(&window)) else {
+            return Err("it fails on a window of noise".to_owned());
+        };
+        let off = difference(&found, &expected);
+        let allowed = if precision == Precision::Bfloat16 { MAX_DIFFERENCE } else { SAME };
+        if off <= allowed { Ok(model) } else { Err(format!("compiled, its scores are off by {off}")) }
+    });
+    let model: Box<dyn Model> = match (compiled, choice, plain) {
+        (Ok(compiled), ..) => Box::new(compiled),
+        (Err(reason), PrecisionChoice::Only(Precision::Bfloat16), _) => {
+            return Err(LoadError::NotCompiled { path, reason });
+        }
+        (Err(reason), _, Some(plain)) => Box::new(plain.because(&reason)),
+        (Err(reason), _, None) => Box::new(TorchScript::load(&path, &file, manifest)?.because(&reason)),
+    };
+    if state(&file).map_err(unreadable)? != before {
+        return Err(LoadError::Changed { path });
     }
+    Ok(model)
 }
 
-/// The compiled model, if it says what the plain one says.
-fn compile(
-    bytes: &[u8],
-    manifest: &Manifest,
-    simd: Simd,
-    precision: Precision,
-    plain: &TorchScript,
-) -> Result<Compiled, String> {
-    let model = Compiled::new(bytes, manifest, simd, precision)?;
-    // Values as a spectrogram has them, in no order.
-    let window: Vec<f32> = (0..manifest.window_len()).map(|i| (i * 7919 % 1009) as f32 / 336.0).collect();
-    let (found, expected) = (model.forward(&window), plain.forward(&window));
-    let (Ok(found), Ok(expected)) = (found, expected) else { return Err("it fails on a window of noise".to_owned()) };
-    let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    let tolerance = match precision {
-        Precision::Float32 => SAME,
-        Precision::Bfloat16 => MAX_DIFFERENCE,
-    };
-    if worst <= tolerance { Ok(model) } else { Err(format!("compiled, its scores are off by {worst}")) }
+/// What is another if a file is written to.
+fn state(file: &File) -> io::Result<(u64, SystemTime)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.len(), metadata.modified()?))
+}
+
+fn sha256(file: &File) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    io::copy(&mut BufReader::with_capacity(1 << 18, file), &mut hash)?;
+    Ok(format!("{:x}", hash.finalize()))
+}
+
+/// A window of values as a spectrogram has them, in no order.
+fn noise(length: usize) -> Vec<f32> {
+    (0..length).map(|i| (i * 7919 % 1009) as f32 / 336.0).collect()
+}
+
+/// The largest difference of two scores.
+fn difference(found: &[f32], expected: &[f32]) -> f32 {
+    found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }

@@ -9,10 +9,8 @@
 //!   maximum and its values after it.
 //! - A batch-norm beside a linear layer becomes part of its weights.
 
-use std::rc::Rc;
-
 use super::{
-    archive::Constant,
+    constant::Constant,
     graph::{Convolution, Graph, Node, NodeId, Operation, Padding, Pointwise, Pool, Reduction, places},
 };
 
@@ -84,10 +82,7 @@ fn maximum(graph: &mut Graph, pool: Pool, input: NodeId, own: Option<NodeId>) ->
     convolution.pool = pool;
     let signs = signs(&convolution.then, convolution.channels_out());
     if signs.iter().any(|&sign| sign < 0.0) {
-        let weight = &convolution.weight;
-        let per_channel = weight.values.len() / signs.len();
-        let flipped = weight.values.iter().enumerate().map(|(i, value)| value * signs[i / per_channel]).collect();
-        convolution.weight = Rc::new(Constant { shape: weight.shape.clone(), values: flipped });
+        convolution.weight = convolution.weight.clone().with_rows_scaled(signs.clone());
         let mut then = vec![Pointwise::Affine { shift: vec![0.0; signs.len()], scale: signs }];
         for pointwise in std::mem::take(&mut convolution.then) {
             append(&mut then, &pointwise);
@@ -136,9 +131,7 @@ fn each_value(graph: &mut Graph, pointwise: &Pointwise, input: NodeId, own: Opti
                 return Ok(own);
             }
             (Operation::Linear { weight, bias }, Pointwise::Affine { scale, shift }) => {
-                let inputs = weight.shape[1].max(1);
-                let values = weight.values.iter().enumerate().map(|(i, value)| value * scale[i / inputs]).collect();
-                *weight = Rc::new(Constant { shape: weight.shape.clone(), values });
+                *weight = weight.clone().with_rows_scaled(scale.clone());
                 for (bias, (scale, shift)) in bias.iter_mut().zip(scale.iter().zip(shift)) {
                     *bias = *bias * scale + shift;
                 }
@@ -152,7 +145,7 @@ fn each_value(graph: &mut Graph, pointwise: &Pointwise, input: NodeId, own: Opti
 
 fn linear(
     graph: &mut Graph,
-    weight: &Rc<Constant>,
+    weight: &Constant,
     bias: &[f32],
     input: NodeId,
     own: Option<NodeId>,
@@ -162,12 +155,11 @@ fn linear(
         && let Operation::Pointwise(Pointwise::Affine { scale, shift }) = &graph.nodes[own].operation
         && graph.shape(own).len() == 2
     {
-        let inputs = scale.len().max(1);
-        for (row, bias) in weight.values.chunks_exact(inputs).zip(&mut bias) {
+        for (output, bias) in bias.iter_mut().enumerate() {
+            let row = weight.rows(output..output + 1)?;
             *bias += row.iter().zip(shift).map(|(weight, shift)| weight * shift).sum::<f32>();
         }
-        let values = weight.values.iter().enumerate().map(|(i, value)| value * scale[i % inputs]).collect();
-        weight = Rc::new(Constant { shape: weight.shape.clone(), values });
+        weight = weight.with_columns_scaled(scale.clone());
         input = graph.nodes[own].inputs[0];
     }
     graph.push(Operation::Linear { weight, bias }, vec![input])

@@ -64,14 +64,12 @@ enum Layer<T> {
 }
 
 impl<T: Element> Layer<T> {
-    fn new(convolution: &Convolution, [from, to]: [&View; 2], simd: Simd, images: &mut usize) -> Self {
-        match Winograd::new(convolution, from, to, simd, images) {
-            Some(winograd) => Self::Winograd(Box::new(winograd)),
-            None => {
-                let geometry = Geometry::new::<T>(convolution, from, to);
-                Self::Direct(Box::new(Direct::new(geometry, convolution, simd, images)))
-            }
+    fn new(convolution: &Convolution, views: [&View; 2], simd: Simd, images: &mut usize) -> Result<Self, String> {
+        if let Some(winograd) = Winograd::new(convolution, views, simd, images)? {
+            return Ok(Self::Winograd(Box::new(winograd)));
         }
+        let geometry = Geometry::new::<T>(convolution, views[0], views[1]);
+        Ok(Self::Direct(Box::new(Direct::new(geometry, convolution, simd, images)?)))
     }
 
     fn run(&self, values: &mut [f32], images: &mut [T], work: &mut Work) {
@@ -94,7 +92,7 @@ pub struct Scratch {
 
 impl Plan {
     /// # Errors
-    /// The graph has an operation in a form that has no step.
+    /// The graph has an operation in a form that has no step, or its weights cannot be read.
     pub fn new(graph: &Graph, simd: Simd, precision: Precision) -> Result<Self, String> {
         let mut layout = Layout::of(graph);
         let mut steps = Vec::new();
@@ -146,17 +144,17 @@ impl Plan {
                     let exact = !geometry.may_be_rounded() || costs_little(graph, node, convolution);
                     if let Some(choice) = fourier::best_choice(&geometry) {
                         let known = spectra.len();
-                        let fourier = Fourier::new(geometry, convolution, choice, simd, &mut spectra, float32);
+                        let fourier = Fourier::new(geometry, convolution, choice, simd, &mut spectra, float32)?;
                         steps.extend((known..spectra.len()).map(Step::Spectra));
                         steps.push(Step::Fourier(Box::new(fourier)));
                     } else if exact || precision == Precision::Float32 {
-                        steps.push(Step::Float32(Layer::new(convolution, views, simd, float32)));
+                        steps.push(Step::Float32(Layer::new(convolution, views, simd, float32)?));
                     } else {
-                        steps.push(Step::Bfloat16(Layer::new(convolution, views, simd, bfloat16)));
+                        steps.push(Step::Bfloat16(Layer::new(convolution, views, simd, bfloat16)?));
                     }
                 }
                 (Operation::Linear { weight, bias }, [from]) => {
-                    steps.push(Step::Linear(Linear::new(&weight.values, bias, from, &to, simd)));
+                    steps.push(Step::Linear(Linear::new(weight, bias, from, &to, simd)?));
                 }
                 (operation, _) => return Err(format!("there is no step for {operation:?}")),
             }
@@ -173,10 +171,6 @@ impl Plan {
             bfloat16: vec![Bf16::default(); self.images[1]],
             work: Work::new(),
         }
-    }
-
-    pub fn output_shape(&self) -> &[usize] {
-        &self.output.shape
     }
 
     /// The scores of a window.
@@ -223,7 +217,7 @@ fn multiplications(graph: &Graph, node: &Node) -> usize {
     let Operation::Convolution(convolution) = &node.operation else { return 0 };
     let size = padded([graph.shape(node.inputs[0])[2], graph.shape(node.inputs[0])[3]], convolution.padding);
     let places = (0..2).map(|axis| (size[axis] - convolution.kernel()[axis]) / convolution.stride[axis] + 1);
-    convolution.weight.values.len() * places.product::<usize>()
+    convolution.weight.count() * places.product::<usize>()
 }
 
 /// Where tensors lie. What a concatenation reads is written where the concatenation wants it.

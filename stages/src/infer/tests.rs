@@ -1,12 +1,12 @@
 //! Compiled graphs against loops that say what an operation is.
 
-use std::{f64::consts::TAU, rc::Rc};
+use std::f64::consts::TAU;
 
 use proptest::prelude::*;
 
 use super::{
     Precision,
-    archive::Constant,
+    constant::tests::constant,
     element::{Bf16, Element},
     graph::{Convolution, Graph, NodeId, Operation, Padding, Pointwise, Pool, Reduction},
     inverse::{Inverse, Pair, Row, Scratch},
@@ -14,6 +14,7 @@ use super::{
     panel::MOST_PIXELS,
     passes,
     plan::Plan,
+    view::View,
 };
 
 /// Numbers without a pattern, −1..=1.
@@ -145,9 +146,9 @@ impl Case {
         let shape = vec![self.out, channels, self.kernel[0], self.kernel[1]];
         let count = shape.iter().product();
         let scale = (count as f32 / self.out as f32).sqrt().recip();
-        let values = noise(5, count).into_iter().map(|value| value * scale).collect();
+        let values: Vec<f32> = noise(5, count).into_iter().map(|value| value * scale).collect();
         let convolution = Convolution {
-            weight: Rc::new(Constant { shape, values }),
+            weight: constant(&values, View::row_major(0, &shape)),
             stride: self.stride,
             padding: Padding::default(),
             pool: Pool::NONE,
@@ -208,7 +209,7 @@ impl Case {
         let (graph, _) = self.graph();
         let window: Vec<f32> = noise(10, self.image.iter().product()).iter().map(|value| value + 0.3).collect();
         let weight = graph.nodes.iter().find_map(|node| match &node.operation {
-            Operation::Convolution(convolution) => Some(convolution.weight.values.clone()),
+            Operation::Convolution(convolution) => Some(convolution.weight.values().unwrap()),
             _ => None,
         });
         let expected = self.obvious(&window, &weight.unwrap());

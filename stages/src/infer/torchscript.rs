@@ -1,6 +1,6 @@
 //! A TorchScript model as it is, run by libtorch in float32.
 
-use std::{io::Cursor, path::Path};
+use std::{fs::File, os::fd::AsRawFd, path::Path};
 
 use tch::{CModule, Device, IndexOp, Kind, TchError, Tensor};
 use tonearm_schemas::manifest::{FeatureSpec, Manifest, OutputKind};
@@ -16,14 +16,18 @@ pub struct TorchScript {
 }
 
 impl TorchScript {
-    /// Loads the model `manifest` describes from `bytes` of the file `path`, and runs it once on a window of zeros.
-    pub fn load(path: &Path, bytes: &[u8], manifest: &Manifest) -> Result<Self, LoadError> {
+    /// Loads the model `manifest` describes from `file`, which is open and was found at `path`, and runs it once on a
+    /// window of zeros.
+    pub fn load(path: &Path, file: &File, manifest: &Manifest) -> Result<Self, LoadError> {
         // Windows are spread over workers, so one forward pass uses one thread. The profiling executor rewrites the
         // graph after its first runs, which would let early and late windows differ in their last bits.
         tch::set_num_threads(1);
         tch::jit::set_profiling_mode(false);
         let not_torch_script = |source| LoadError::NotTorchScript { path: path.to_owned(), source };
-        let mut module = CModule::load_data(&mut Cursor::new(bytes)).map_err(not_torch_script)?;
+        // libtorch opens files by name, and reads a tensor at a time of them. This name is that of the open file,
+        // whatever lies at its path by now.
+        let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let mut module = CModule::load(open).map_err(not_torch_script)?;
         module.f_set_eval().map_err(not_torch_script)?;
 
         let FeatureSpec::LogMel(mel) = &manifest.features;

@@ -12,7 +12,7 @@ use super::{
     epilogue::Epilogue,
     graph::Convolution,
     kernels::{LANES, Simd, Vectorised, Walk, tile},
-    panel::{Aligned, LINE, MOST_PIXELS, Panel, pack, tiles},
+    panel::{Aligned, LINE, MOST_PIXELS, Panel, at, panels, tiles, zeros},
     view::View,
 };
 
@@ -49,7 +49,15 @@ pub struct Winograd<T> {
 
 impl<T: Element> Winograd<T> {
     /// `None` if the convolution has another form than this algorithm is for.
-    pub fn new(convolution: &Convolution, from: &View, to: &View, simd: Simd, images: &mut usize) -> Option<Self> {
+    ///
+    /// # Errors
+    /// The weights cannot be read.
+    pub fn new(
+        convolution: &Convolution,
+        [from, to]: [&View; 2],
+        simd: Simd,
+        images: &mut usize,
+    ) -> Result<Option<Self>, String> {
         let channels = convolution.channels_out();
         let inputs = convolution.weight.shape[1];
         let window = convolution.pool.window;
@@ -60,17 +68,22 @@ impl<T: Element> Winograd<T> {
             && window == convolution.pool.stride
             && (window == [1, 1] || window.iter().all(|n| n.is_multiple_of(2)));
         if !fits {
-            return None;
+            return Ok(None);
         }
-        let weight = |channel: usize, input: usize| {
-            let at = (channel * inputs + input) * 9;
-            transformed_kernel(&convolution.weight.values[at..at + 9])
-        };
-        let kernels: Vec<[f32; PLACES]> = (0..channels * inputs).map(|i| weight(i / inputs, i % inputs)).collect();
-        let packed = |place: usize| {
-            pack(channels, [1, inputs], simd, |channel, _, input| kernels[channel * inputs + input][place])
-        };
-        let panels = packed(0).0;
+        // A multiple of `LANES`, so steps end with it.
+        let panels = panels(channels, inputs, simd);
+        let lanes: usize = panels.iter().map(|panel| panel.groups * LANES).sum();
+        let mut weights: Vec<Aligned<T>> = (0..PLACES).map(|_| zeros(lanes * inputs)).collect();
+        for panel in &panels {
+            let lanes = panel.groups * LANES;
+            let rows = convolution.weight.rows(panel.channel..channels.min(panel.channel + lanes))?;
+            for (number, kernel) in rows.chunks_exact(9).enumerate() {
+                let (channel, input) = (number / inputs, number % inputs);
+                for (weights, value) in weights.iter_mut().zip(transformed_kernel(kernel)) {
+                    weights[panel.weights + at::<T>(input, channel, lanes)] = T::from_f32(value);
+                }
+            }
+        }
         let laid_out = |view: &View| view.permuted(&[2, 3, 1]);
         let winograd = Self {
             from: laid_out(from),
@@ -78,7 +91,7 @@ impl<T: Element> Winograd<T> {
             before: convolution.padding.before,
             patches: window.map(|n| (n / 2).max(1)),
             values: if window == [1, 1] { 2 } else { 1 },
-            weights: (0..PLACES).map(|place| packed(place).1).collect(),
+            weights,
             panels,
             channels,
             then: Epilogue::new(&convolution.then, channels),
@@ -87,7 +100,7 @@ impl<T: Element> Winograd<T> {
         };
         let per_block = winograd.rows_in_block() * winograd.patches[0] * winograd.columns();
         *images += PLACES * step::<T>(per_block, inputs);
-        Some(winograd)
+        Ok(Some(winograd))
     }
 
     /// Patches side by side.
