@@ -1,6 +1,6 @@
 //! Killing a process at any moment loses nothing and repeats nothing for a reader of committed results.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tonearm_tests::{
@@ -158,39 +158,6 @@ fn a_process_voids_what_it_left_open_when_it_was_killed() {
     Reader::new(&[&topics.predictions, &topics.rejected]).take(40);
     second.stop();
     assert_exactly_once(&topics, 40);
-}
-
-/// Brokers fence the producer of a transaction that has expired, as they do for another process' sake: a process that
-/// was frozen must not take itself for the one that goes on.
-#[test]
-fn a_frozen_process_that_was_replaced_ends_and_its_successor_goes_on() {
-    const EXPIRED: Duration = Duration::from_millis(5_200);
-    let topics = Topics::new(PARTITIONS);
-    backlog(&topics, RECORDS);
-    let instance = chance::name("instance");
-    let run = || run(&topics).set("kafka.instance_id", &instance).set("runtime.commit_interval_ms", 100);
-    let ends = |isolation| EndsOf::new(&[&topics.predictions], PARTITIONS, isolation).now(PATIENCE).expect("an answer");
-    let mut first = run().set("runtime.workers", 1).ready();
-    wait("a process that is frozen in a transaction", || {
-        first.signal(Signal::SIGSTOP);
-        let is_open = ends("read_uncommitted") != ends("read_committed");
-        if !is_open {
-            first.signal(Signal::SIGCONT);
-        }
-        is_open.then_some(())
-    });
-    let frozen = Instant::now();
-    let reader = Reader::new(&[&topics.predictions, &topics.rejected]);
-    let second = run().ready();
-    let committed_by_second = || second.metrics().sum("tonearm_records_total");
-    wait("the successor at work", || (committed_by_second() > 0.0 && frozen.elapsed() > EXPIRED).then_some(()));
-    first.signal(Signal::SIGCONT);
-    let status = first.wait_within(PATIENCE);
-    assert_eq!(status.code(), Some(3), "{}", first.log());
-    assert!(first.log().contains("another process runs as instance"), "{}", first.log());
-    reader.take(RECORDS);
-    second.stop();
-    assert_exactly_once(&topics, RECORDS);
 }
 
 #[test]

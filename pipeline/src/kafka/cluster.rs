@@ -89,7 +89,7 @@ impl<'a> Cluster<'a> {
         let asked = Instant::now();
         loop {
             match raw_admin::group(self.admin.inner(), name, PATIENCE) {
-                Ok(group) => return Ok(group.rights),
+                Ok(rights) => return Ok(rights),
                 // The first group of a cluster gets its coordinator when it is asked for.
                 Err(KafkaError::AdminOp(CoordinatorLoadInProgress | CoordinatorNotAvailable | NotCoordinator))
                     if asked.elapsed() < PATIENCE =>

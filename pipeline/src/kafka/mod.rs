@@ -9,7 +9,6 @@ mod contact;
 mod error;
 mod handshake;
 pub mod headers;
-pub mod incarnation;
 pub mod packed;
 mod preflight;
 mod properties;

@@ -31,13 +31,6 @@ pub struct Partition {
     pub in_sync: usize,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Group {
-    /// Their client ids.
-    pub members: Vec<String>,
-    pub rights: Rights,
-}
-
 /// A broker by the address that it advertises.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broker {
@@ -155,11 +148,11 @@ unsafe fn describe_topic(description: *const sys::rd_kafka_TopicDescription_t) -
     }
 }
 
-/// A group as the brokers describe it. It need not exist.
+/// What we may do with a group. It need not exist.
 ///
 /// # Errors
 /// There is no answer within `timeout`, or the group may not even be described.
-pub fn group<C: ClientContext>(client: &Client<C>, group: &str, timeout: Duration) -> KafkaResult<Group> {
+pub fn group<C: ClientContext>(client: &Client<C>, group: &str, timeout: Duration) -> KafkaResult<Rights> {
     let names = c_strings(&[group])?;
     let mut pointers = [names[0].as_ptr()];
     let answer = ask(client, Question::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS, timeout, |rk, options, queue| {
@@ -180,14 +173,9 @@ pub fn group<C: ClientContext>(client: &Client<C>, group: &str, timeout: Duratio
         }
         let description = *groups;
         check(sys::rd_kafka_ConsumerGroupDescription_error(description)).map_err(KafkaError::AdminOp)?;
-        let members = (0..sys::rd_kafka_ConsumerGroupDescription_member_count(description)).map(|at| {
-            let member = sys::rd_kafka_ConsumerGroupDescription_member(description, at);
-            CStr::from_ptr(sys::rd_kafka_MemberDescription_client_id(member)).to_string_lossy().into_owned()
-        });
-        let members = members.collect();
         let mut count = 0;
         let operations = sys::rd_kafka_ConsumerGroupDescription_authorized_operations(description, &raw mut count);
-        Ok(Group { members, rights: rights(operations, count) })
+        Ok(rights(operations, count))
     }
 }
 

@@ -145,7 +145,7 @@ fn run_as(
     let half = config.runtime.in_flight_bytes / 2;
     let read_ahead = (half / 2 / counts.inputs.max(1)).clamp(LEAST_READ_AHEAD, MOST_READ_AHEAD);
     let (wake, woken) = bounded(1);
-    let mut consumer = membership::consumer(config, protocol, read_ahead, wake.clone())?;
+    let mut consumer = membership::consumer(&config.kafka, protocol, read_ahead, wake.clone())?;
     consumer.set_nonempty_callback({
         let wake = wake.clone();
         move || _ = wake.try_send(())

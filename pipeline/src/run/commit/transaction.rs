@@ -7,7 +7,6 @@ use std::{
 };
 
 use rdkafka::{
-    admin::AdminClient,
     consumer::{BaseConsumer, ConsumerGroupMetadata, DefaultConsumerContext},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     producer::Producer,
@@ -19,7 +18,7 @@ use super::{
 };
 use crate::{
     config::{Delivery, Kafka},
-    kafka::{self, ClientError, Logged, incarnation},
+    kafka::{self, ClientError},
     run::partitions::positions::{self, Coordinates, Positions},
     telemetry::metrics,
 };
@@ -312,17 +311,19 @@ impl Transactions {
             Why::Trouble(error) => fatal.or(error.rdkafka_error_code()),
             Why::Time => fatal,
         };
+        // The broker also fences the producer of a transaction that lasted too long, so an old one proves nothing. If it
+        // was another process after all, the next transaction is fenced young.
         let lasts = old.as_ref().map_or(timeout, |old| old.context().timeout());
+        if is_fence(code) && begun.elapsed() < lasts {
+            let Kafka { instance_id, group_id, .. } = self.settings.kafka.clone();
+            return Err(TransactionsError::Fenced { instance_id, group_id }.into());
+        }
         match &why {
             Why::Trouble(error) => metrics::producer_renewed(error),
             Why::Time => tracing::debug!(?timeout, "transactions take another time from now on"),
         }
         let refused = old.as_ref().map(|old| old.context().take_refused()).unwrap_or_default();
         call.watch(|| drop(old))?;
-        if is_fence(code) && self.is_replaced(begun.elapsed() < lasts, call)? {
-            let Kafka { instance_id, group_id, .. } = self.settings.kafka.clone();
-            return Err(TransactionsError::Fenced { instance_id, group_id }.into());
-        }
         let producer = self.successor(timeout, call)?;
         let end = match (attempted, &why) {
             (Some(attempt), _) if self.went_through(&attempt)? => End::Committed(attempt.positions),
@@ -330,27 +331,6 @@ impl Transactions {
             (_, Why::Time) => End::NotBegun,
         };
         Ok(Closed { producer, end, refused })
-    }
-
-    /// Whether a fence is another process' that has taken this one's place. Brokers fence the producer of an expired
-    /// transaction, too, and a process that goes on after it was frozen may fence its successor before it knows. So the
-    /// group is asked; if it does not tell, a transaction that was `young` was fenced by another process.
-    fn is_replaced(&self, young: bool, call: &Watchdog) -> Result<bool, Interrupted> {
-        let Settings { kafka, transactional_id, .. } = &self.settings;
-        if kafka.properties.contains_key("client.id") {
-            return Ok(young);
-        }
-        let client = kafka::with_properties(kafka::client_config(kafka), kafka);
-        let admin: AdminClient<Logged> = client.create_with_context(Logged).map_err(ClientError::Config)?;
-        let mut replaced = young;
-        let ask = || {
-            replaced = incarnation::is_replaced(admin.inner(), &kafka.group_id, transactional_id, STEP)?;
-            Ok(())
-        };
-        if let Err(error) = persist(call, ask)? {
-            tracing::debug!("the group does not tell who its members are: {error}");
-        }
-        Ok(replaced)
     }
 
     /// A producer that can begin transactions. The right to their id is waited for if it was withdrawn.

@@ -21,8 +21,8 @@ use rdkafka::{
 };
 
 use crate::{
-    config::{Config, GroupProtocol, Kafka},
-    kafka::{self, ClientError, incarnation},
+    config::{GroupProtocol, Kafka},
+    kafka::{self, ClientError},
 };
 
 pub type GroupConsumer = BaseConsumer<Membership>;
@@ -121,15 +121,13 @@ impl Membership {
 /// # Errors
 /// librdkafka refuses the configuration.
 pub fn consumer(
-    config: &Config,
+    kafka: &Kafka,
     protocol: GroupProtocol,
     read_ahead: usize,
     wake: Sender<()>,
 ) -> Result<GroupConsumer, ClientError> {
-    let kafka = &config.kafka;
     let mut client = kafka::client_config(kafka);
     client
-        .set("client.id", incarnation::client_id(&config.transactional_id()))
         .set("group.id", &kafka.group_id)
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
