@@ -1,7 +1,8 @@
 //! However long the backlog, memory holds the configured bytes in flight and no more; a full queue pauses its
-//! partition.
+//! partition. Loading a model takes no more than twice its file.
 
 use std::{
+    fs,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -10,7 +11,7 @@ use std::{
 use tonearm_tests::{
     audio::wav,
     broker::{self, Topics},
-    models,
+    models::{self, Model},
     program::Run,
     records::{Input, Reader, publish, read_all},
     wait,
@@ -182,4 +183,68 @@ fn rates_that_have_nothing_in_common_with_the_model_s_cost_no_more_than_others()
     let allowed = WORKERS * 3 + 24;
     assert!(grown <= allowed * MIB, "grown by {} MiB, allowed are {allowed}", grown / MIB);
     running.stop();
+}
+
+/// The largest and the last memory of a process that is ready with a model, by the engine that it must say it has.
+fn loaded(model: &Model, engine: &str) -> [u64; 2] {
+    let running = Run::new(&Topics::new(1)).model(model).set("runtime.workers", 1).ready();
+    let figures = ["VmHWM", "VmRSS"].map(|figure| running.memory(figure));
+    let log = running.stop();
+    let line = log.lines().find(|line| line.contains("model is warm")).expect("a line of the model");
+    assert!(line.contains(engine), "{line}");
+    figures
+}
+
+/// Loads a model of these weights; as a multiple of its file, it may take `most` meanwhile and `then` at the end.
+#[track_caller]
+fn loads_within([most, then]: [f64; 2], engine: &str, weights: &[&[usize]], forward: &[&str]) {
+    let repository = tempfile::tempdir().expect("a folder");
+    let model = models::with_weights(repository.path(), weights, forward);
+    let file = repository.path().join(&model.name).join("1.0.0/model.pt");
+    let file = fs::metadata(file).expect("a model").len();
+    assert!(file > 120 * MIB, "smaller than what else may differ from process to process");
+    let (found, tiny) = (loaded(&model, engine), loaded(&models::tiny(), "compiled"));
+    let times = [0, 1].map(|i| (found[i] as f64 - tiny[i] as f64) / file as f64);
+    println!("{engine}, {} MiB: {:.2} times that at most, {:.2} at the end", file / MIB, times[0], times[1]);
+    assert!(times[0] <= most, "{:.2} times the file, {most} are allowed", times[0]);
+    assert!(times[1] <= then, "{:.2} times the file at the end, {then} are allowed", times[1]);
+}
+
+/// Linear layers over `h`, and their weights.
+const LINEAR: ([&[usize]; 4], [&str; 4]) = (
+    [&[4096, 1600], &[4096, 4096], &[2048, 4096], &[4, 2048]],
+    [
+        "h = torch.relu(torch.linear(h, self.w0, None))",
+        "h = torch.relu(torch.linear(h, self.w1, None))",
+        "h = torch.relu(torch.linear(h, self.w2, None))",
+        "return torch.sigmoid(torch.linear(h, self.w3, None))",
+    ],
+);
+/// Half of what is promised: these weights are as large packed as in their file.
+const ONCE: [f64; 2] = [1.5, 1.2];
+
+#[test]
+fn a_compiled_model_is_loaded_once() {
+    let (weights, layers) = LINEAR;
+    loads_within(ONCE, "compiled", &weights, &[&["h = torch.reshape(x, [1, 1600])"], &layers[..]].concat());
+}
+
+#[test]
+fn a_model_that_libtorch_runs_is_loaded_once() {
+    let (weights, layers) = LINEAR;
+    let unknown = "h = torch.clamp(torch.reshape(x, [1, 1600]), -1000., 1000.)";
+    loads_within(ONCE, "torchscript", &weights, &[&[unknown], &layers[..]].concat());
+}
+
+#[test]
+fn a_compiled_model_of_transformed_kernels_is_loaded_within_twice_its_file() {
+    const WIDE: [usize; 4] = [1024, 1024, 3, 3];
+    let weights: [&[usize]; 6] = [&[512, 1, 3, 3], &[1024, 512, 3, 3], &WIDE, &WIDE, &WIDE, &[4, 1024]];
+    let convolution = |n| format!("h = torch.relu(torch.conv2d(h, self.w{n}, None, [1, 1], [1, 1], [1, 1], 1))");
+    let convolutions: Vec<String> = (0..5).map(convolution).collect();
+    let mut lines = vec!["h = torch.max_pool2d(torch.unsqueeze(x, 1), [4, 4], [4, 4], [0, 0], [1, 1], False)"];
+    lines.extend(convolutions.iter().map(String::as_str));
+    lines.push("return torch.sigmoid(torch.linear(torch.amax(h, [2, 3]), self.w5, None))");
+    // 3 × 3 weights are kept as 4 × 4, in float32.
+    loads_within([2.0, 2.0], "compiled", &weights, &lines);
 }

@@ -9,7 +9,7 @@ use tonearm_tests::{
     answers::{text, with},
     audio::wav,
     broker::Topics,
-    models::{MEANS, Model, model, tiny},
+    models::{MEANS, Model, model, tiny, with_weights},
     program::Run,
     records::{Input, Reader, publish, read_all},
 };
@@ -43,6 +43,11 @@ fn engine(model: &Model) -> String {
     Reader::new(&[&topics.predictions]).take(1);
     let log = running.stop();
     assert_eq!(read_all(&topics.rejected).len(), 0);
+    line(&log)
+}
+
+/// What a log says of the model.
+fn line(log: &str) -> String {
     log.lines().find(|line| line.contains("model is warm")).expect("a line of the model").to_owned()
 }
 
@@ -64,6 +69,18 @@ fn a_model_with_a_loop_runs_by_libtorch_and_the_log_says_why() {
     let sum = format!("return torch.sigmoid({MEANS})");
     let line = engine(&model("loop", &["for i in range(3):", "  x = torch.relu(x)", &sum], Scores));
     assert!(line.contains("torchscript (") && line.contains("for"), "{line}");
+}
+
+#[test]
+fn a_model_that_cannot_be_compared_runs_by_libtorch() {
+    // 2^130 times anything but zero is infinite, and a sum of infinities of both signs is no number.
+    let mut lines = vec!["h = torch.reshape(x, [1, 1600])"];
+    lines.extend(["h = torch.add(h, h)"; 130]);
+    lines.push("return torch.sigmoid(torch.linear(h, self.w0, None))");
+    let repository = tempfile::tempdir().expect("a folder");
+    let model = with_weights(repository.path(), &[&[4, 1600]], &lines);
+    let line = line(&Run::new(&Topics::new(1)).model(&model).ready().stop());
+    assert!(line.contains("torchscript (it fails on a window of noise)"), "{line}");
 }
 
 #[test]
