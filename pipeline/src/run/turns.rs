@@ -1,6 +1,7 @@
 //! The loop: each turn takes what has happened, then does what is due.
 
 use std::{
+    ops::Bound::{Excluded, Included, Unbounded},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -34,7 +35,7 @@ use super::{
         input::Input,
         membership::Change,
         positions::{Coordinates, Positions},
-        shard::{Dropped, Stop},
+        shard::{Dropped, Shard, Stop},
         whereabouts::{Answer, Counts},
     },
     pulse::{self, Commits},
@@ -339,18 +340,15 @@ impl Loop<'_> {
 
     fn send(&mut self) {
         let now = Instant::now();
-        for (&partition, shard) in &mut self.partitions.shards {
-            if matches!(shard.stop, Some(Stop::Held { again, .. }) if now >= again) {
-                refusal::try_again(shard, &mut self.outbox, partition, now);
-            }
-            if !shard.may_send(now) {
-                continue;
-            }
-            while let Some((place, output)) = shard.ledger.next_to_send() {
-                match self.outbox.send(output, Sent { partition, epoch: shard.epoch, place }) {
-                    Sending::Taken => shard.ledger.mark_sent(),
-                    Sending::NotNow => break,
-                    Sending::Full => return,
+        // Whoever had a transaction for one output is the last to be asked, or it would keep the others from theirs.
+        let last = self.outbox.last_alone();
+        for partitions in [(Excluded(last), Unbounded), (Unbounded, Included(last))] {
+            for (&partition, shard) in self.partitions.shards.range_mut(partitions) {
+                if matches!(shard.stop, Some(Stop::Held { again, .. }) if now >= again) {
+                    refusal::try_again(shard, &mut self.outbox, partition, now);
+                }
+                if shard.may_send(now) && send_from(shard, &mut self.outbox, partition) == Sending::Full {
+                    return;
                 }
             }
         }
@@ -498,4 +496,15 @@ impl Loop<'_> {
 /// Whether a partition has no record at the offset where it is read.
 fn is_elsewhere(error: &KafkaError) -> bool {
     matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset))
+}
+
+/// Sends what a shard has, as far as it can be sent.
+fn send_from(shard: &mut Shard, outbox: &mut Outbox, partition: i32) -> Sending {
+    while let Some((place, output)) = shard.ledger.next_to_send() {
+        match outbox.send(output, Sent { partition, epoch: shard.epoch, place }) {
+            Sending::Taken => shard.ledger.mark_sent(),
+            other => return other,
+        }
+    }
+    Sending::Taken
 }

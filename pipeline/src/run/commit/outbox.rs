@@ -41,6 +41,8 @@ pub struct Outbox {
     state: State,
     /// The output that the next transaction is for, and nothing else.
     reserved: Option<Sent>,
+    /// The partition of the last transaction that was for one output.
+    last_alone: i32,
     /// Aborts since the last commit, and when the last one was.
     aborts: u32,
     aborted: Instant,
@@ -128,7 +130,17 @@ impl Outbox {
         let state = State::Idle(transactions.first_producer(allowance.granted())?);
         let committer = Committer::start(Arc::new(transactions))?;
         let now = Instant::now();
-        Ok(Self { delivery, state, reserved: None, aborts: 0, aborted: now, last_commit: now, allowance, committer })
+        Ok(Self {
+            delivery,
+            state,
+            reserved: None,
+            last_alone: 0,
+            aborts: 0,
+            aborted: now,
+            last_commit: now,
+            allowance,
+            committer,
+        })
     }
 
     /// The number of partitions of `topic`.
@@ -142,6 +154,11 @@ impl Outbox {
             }
             State::Closing(_) => Err(ClientError::NoTopic { topic: topic.to_owned(), brokers: kafka.brokers.clone() }),
         }
+    }
+
+    /// The partition of the last output that had a transaction for itself.
+    pub fn last_alone(&self) -> i32 {
+        self.last_alone
     }
 
     /// Whether no transaction is open.
@@ -268,6 +285,7 @@ impl Outbox {
         if output.alone {
             open.alone = true;
             self.reserved = None;
+            self.last_alone = place.partition;
         }
         Sending::Taken
     }
