@@ -69,25 +69,6 @@ fn records_without_keys_end_where_topics_take_none() {
     assert_all_end(&topics, &[Poison::NoKey]);
 }
 
-/// Each of them takes several transactions.
-#[test]
-fn refused_results_of_one_partition_do_not_keep_those_of_others_waiting() {
-    const REFUSED: usize = 60;
-    const GOOD: usize = 20;
-    let topics = Topics::new(PARTITIONS);
-    limit(&topics, &[&topics.predictions, &topics.rejected]);
-    let mut chance = Chance::new();
-    let mut inputs: Vec<Input> = (0..REFUSED).map(|n| Poison::NoKey.input(n, 0, &mut chance)).collect();
-    inputs.extend((0..GOOD).map(|n| Input::new(1, &format!("good-{n}"), wav(100.0 + n as f32, 0.3, 8_000, 1))));
-    publish(&topics.audio, &inputs);
-    let running = Run::new(&topics).model(&models::tiny()).start();
-    let results = Reader::new(&[&topics.predictions, &topics.rejected]).take(inputs.len());
-    let last_good = results.iter().rposition(|result| result.topic == topics.predictions).expect("a prediction");
-    let refused_before = last_good + 1 - GOOD;
-    assert!(refused_before < REFUSED / 2, "{refused_before} refused ones came before the last good one");
-    running.stop();
-}
-
 #[test]
 fn records_of_any_time_end_where_topics_refuse_their_time() {
     let topics = Topics::new(PARTITIONS);
