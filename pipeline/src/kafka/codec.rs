@@ -71,7 +71,7 @@ pub(super) mod tests {
     #[test]
     fn every_codec_gives_back_what_was_packed() {
         let mut bytes = vec![0; 300_000];
-        bytes.extend((0..500_000_u32).map(|n| (n * n >> 7) as u8));
+        bytes.extend((0..500_000_u32).map(|n| (n.wrapping_mul(n) >> 7) as u8));
         for codec in Codec::ALL {
             let packed = pack(codec, &bytes);
             let mut unpacked = Vec::new();
