@@ -155,14 +155,14 @@ fn it_is_alive_and_not_ready_while_the_model_loads() {
     let original = tiny.repository.join("tiny/1.0.0");
     let folder = repository.path().join("tiny/1.0.0");
     fs::create_dir_all(&folder).expect("a folder");
-    fs::copy(original.join("model.toml"), folder.join("model.toml")).expect("a manifest");
-    // A model that takes as long to read as this test likes.
-    let slow = folder.join("model.pt");
+    fs::copy(original.join("model.pt"), folder.join("model.pt")).expect("a model");
+    // A manifest that takes as long to read as this test likes.
+    let slow = folder.join("model.toml");
     mkfifo(&slow, Mode::S_IRUSR | Mode::S_IWUSR).expect("a named pipe can be made");
     let running = Run::new(&topics).model(&tiny).set("models.dir", repository.path().display()).start();
     wait("a life sign", || running.get("/health/live").filter(|(status, _)| *status == 200));
     assert_eq!(failing(&running), ["model", "partitions"]);
-    fs::write(&slow, fs::read(original.join("model.pt")).expect("a model")).expect("a reader");
+    fs::write(&slow, fs::read(original.join("model.toml")).expect("a manifest")).expect("a reader");
     running.wait_until_ready();
     running.stop();
 }

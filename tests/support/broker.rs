@@ -26,7 +26,7 @@ use rdkafka::{
 };
 
 use super::chance;
-use crate::wait_within;
+use crate::{wait, wait_within};
 
 static CLUSTER: OnceLock<Cluster> = OnceLock::new();
 
@@ -389,6 +389,14 @@ fn new_topic(name: &str, partitions: i32) -> NewTopic<'_> {
 fn make(topics: Vec<NewTopic<'_>>) {
     for result in run(admin().create_topics(&topics, &options())).expect("the broker answers") {
         result.unwrap_or_else(|(topic, e)| panic!("topic {topic} cannot be made: {e}"));
+    }
+    // The controller has them; brokers hear of it later, much later if a thousand partitions are made at once.
+    for topic in topics {
+        wait("the topic on the broker", || {
+            let found = admin().inner().fetch_metadata(Some(topic.name), Duration::from_secs(5)).ok()?;
+            let partitions = found.topics().first()?.partitions();
+            (!partitions.is_empty() && partitions.iter().all(|partition| partition.leader() >= 0)).then_some(())
+        });
     }
 }
 
