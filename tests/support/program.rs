@@ -63,12 +63,15 @@ pub fn command<A: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = A>
     command.current_dir(crate::root()).args(arguments).stdin(Stdio::null());
     let own = std::env::vars_os().map(|(name, _)| name);
     own.filter(|name| name.to_string_lossy().starts_with("TONEARM_")).for_each(|name| _ = command.env_remove(name));
-    // SAFETY: prctl is a system call, which is all that may be called between fork and exec. The program ends with the
-    // test, however that ends.
+    // SAFETY: both are system calls, which is all that may be called between fork and exec. The program ends with the
+    // test, however that ends, and hears SIGHUP though the test may run under nohup.
     unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
+        command.pre_exec(|| {
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
         });
     }
     command
