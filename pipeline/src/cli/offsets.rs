@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer},
-    error::{KafkaError, RDKafkaErrorCode},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 
 use super::{CommandError, CommandResult, Global, flag, paint, say};
@@ -277,7 +277,7 @@ impl Positions {
         let mut asked = TopicPartitionList::new();
         numbers.for_each(|number| _ = asked.add_partition(&self.topic, number));
         let unknown = |e| CommandError::Failed(format!("the positions of group {} cannot be read: {e}", self.group));
-        let found = self.consumer.committed_offsets(asked, FIRST_ANSWER).map_err(unknown)?;
+        let found = self.committed(&asked).map_err(unknown)?;
         let partition = |found: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
             found.error().map_err(unknown)?;
             let number = found.partition();
@@ -289,6 +289,22 @@ impl Positions {
             Ok(Partition { number, committed, metadata: found.metadata().to_owned(), start, end })
         };
         found.elements().iter().map(partition).collect()
+    }
+
+    /// The first group of a cluster gets its coordinator when it is asked for, and others may get another.
+    fn committed(&self, asked: &TopicPartitionList) -> KafkaResult<TopicPartitionList> {
+        use RDKafkaErrorCode::{CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator};
+        let began = Instant::now();
+        loop {
+            match self.consumer.committed_offsets(asked.clone(), FIRST_ANSWER) {
+                Err(KafkaError::MetadataFetch(
+                    CoordinatorLoadInProgress | CoordinatorNotAvailable | NotCoordinator,
+                )) if began.elapsed() < FIRST_ANSWER => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                answer => return answer,
+            }
+        }
     }
 
     fn ends(&self, partition: i32) -> Result<(i64, i64), CommandError> {
